@@ -1,0 +1,439 @@
+"""A job is a file: reads it, checks it, and builds what it describes.
+
+Each component's settings are a frozen dataclass beside its class; the sections that belong to the run are here.
+A mistake is one `UserError` that names the field, the value, what was expected and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from metadist.data import ClassStore, DataConfig, resolve_store
+from metadist.errors import UserError, nearest
+from metadist.learners import (
+    Learner,
+    Maml,
+    MamlConfig,
+    Network,
+    ProtoNet,
+    ProtoNetConfig,
+    Reptile,
+    ReptileConfig,
+)
+from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
+from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups
+from metadist.tasks import (
+    Episode,
+    ImageTasks,
+    ImageTasksConfig,
+    LinearTasks,
+    LinearTasksConfig,
+    SinusoidTasks,
+    SinusoidTasksConfig,
+    TaskDistribution,
+)
+from metadist.tracking import TrackingConfig
+
+
+def _at_least(config: object, **least: float) -> None:
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise UserError(name, value, f"a number of at least {bound}")
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """What runs the job; placement, so it never changes a result."""
+
+    #: worker actors
+    workers: int = 2
+    #: CPUs that each worker reserves; its CPU threads are this number rounded down, at least 1
+    cpus_per_worker: float = 1
+    #: GPUs that each worker reserves; fractions share one
+    gpus_per_worker: float = 0
+    #: seconds within which some worker must finish something, and the server must answer
+    timeout: float = 300
+
+    def __post_init__(self) -> None:
+        _at_least(self, workers=1, cpus_per_worker=0, gpus_per_worker=0, timeout=1)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of every process that touches numbers. These change bits: part of the identity."""
+        return max(1, int(self.cpus_per_worker))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Fixed sets of tasks to judge on: the same for every seed and every learner of a setting."""
+
+    #: outer steps between validations
+    every: int = 200
+    #: validation tasks
+    tasks: int = 200
+    #: test tasks
+    test_tasks: int = 1000
+    #: query examples per class that judge a task
+    query: int = 15
+    #: seed of the tasks' addresses
+    seed: int = 0
+    #: tasks per piece of work
+    chunk: int = 25
+    #: stop after so many validations without a better one; null never does
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, every=1, tasks=1, test_tasks=1, query=1, seed=0, chunk=1, patience=1)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save."""
+
+    #: outer steps between checkpoints
+    every: int = 100
+    #: how many of the newest to keep, besides the best
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least(self, every=1, keep=1)
+
+
+TasksKind = ImageTasksConfig | SinusoidTasksConfig | LinearTasksConfig
+ModelKind = Conv4Config | MlpConfig
+LearnerKind = MamlConfig | ReptileConfig | ProtoNetConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole job file."""
+
+    #: prefix of the run folder's name, and the run's name in MLflow
+    name: str = "job"
+    #: what initial weights and training tasks are a function of
+    seed: int = 0
+    #: outer steps
+    steps: int = 1000
+    #: `ray` for worker actors, `inprocess` for one process without Ray; the same bits
+    runtime: Literal["ray", "inprocess"] = "ray"
+    #: folder or URI under which the run's folder is made
+    storage: str = "runs"
+    data: DataConfig = field(default_factory=DataConfig)
+    tasks: TasksKind = field(default_factory=ImageTasksConfig)
+    model: ModelKind = field(default_factory=Conv4Config)
+    learner: LearnerKind = field(default_factory=MamlConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, seed=0, steps=1)
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise UserError("name", self.name, "a name without '/' that does not begin with '.'")
+        train_ways = self.tasks.train_ways
+        if train_ways not in (None, self.tasks.ways) and not isinstance(self.learner, ProtoNetConfig):
+            raise UserError(
+                "tasks.train_ways",
+                train_ways,
+                f"tasks.ways = {self.tasks.ways} for learner {self.learner.kind}, whose head has one output a class",
+                "Leave train_ways out; only protonet trains with other ways than it is tested with.",
+            )
+        if isinstance(self.learner, ProtoNetConfig) and isinstance(self.tasks, SinusoidTasksConfig):
+            raise UserError(
+                "learner.kind", "protonet", "a learner for regression tasks", "Use maml or reptile."
+            )
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed but hardly meant, in sentences."""
+        chunks = -(-self.tasks.batch // self.tasks.chunk)
+        if self.runtime == "ray" and self.resources.workers > chunks:
+            return [
+                f"resources.workers = {self.resources.workers}, but a meta-batch of {self.tasks.batch} tasks has "
+                f"{chunks} chunks of tasks.chunk = {self.tasks.chunk}: some workers will wait. "
+                "Lower tasks.chunk (it changes the bits of a run) or use fewer workers."
+            ]
+        return []
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number and a key stands once."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            line = key.start_mark.line + 1
+            raise UserError(str(key.value), f"twice, again in line {line}", "each key once", "Remove one of them.")
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value in a YAML text.
+
+    Raises:
+        UserError: it is not YAML; names `source`, line and column.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(source, f"{problem}{where}", "YAML", "Check quotes, colons and indentation.") from error
+
+
+def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
+    """Read a job file.
+
+    Args:
+        overrides: `dotted.key=value` with YAML values, applied before anything is checked.
+
+    Raises:
+        UserError: the file cannot be read or is no valid job.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(path, reason, "a job file (YAML)", "Check the path; jobs/ has examples.") from error
+    content = parse_yaml(text, path)
+    if not isinstance(content, dict):
+        raise UserError(path, content, "a mapping of a job's keys (name, steps, data, …)")
+    for override in overrides:
+        set_value(content, override)
+    return parse_job(content)
+
+
+def set_value(content: dict[str, Any], override: str) -> None:
+    """Set one `dotted.key=value` in a job's content."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError("--set", override, "dotted.key=value", "For example --set learner.inner_lr=0.1")
+    *parents, last = key.strip().split(".")
+    place = content
+    for parent in parents:
+        step = place.setdefault(parent, {})
+        if not isinstance(step, dict):
+            raise UserError("--set", override, f"a key below a section; {parent} is {step!r}")
+        place = step
+    place[last] = parse_yaml(text, f"--set {key}")
+
+
+def parse_job(content: Mapping[str, Any]) -> Job:
+    """A checked job from plain data."""
+    job: Job = _parse(Job, content, "")
+    return job
+
+
+def _parse(kind: Any, content: Any, path: str) -> Any:
+    """A dataclass from plain data, checked field by field; `path` is its dotted place in the job."""
+    if not isinstance(content, Mapping):
+        names = ", ".join(f.name for f in dataclasses.fields(kind))
+        raise UserError(path or "job", content, f"a section with keys of {names}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in content.items():
+        place = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            raise UserError(
+                place, value, f"one of the keys {', '.join(hints)}", nearest(str(key), hints) or "Unknown key."
+            )
+        values[key] = _parse_value(hints[key], value, place)
+    try:
+        return kind(**values)
+    except UserError as error:
+        place = f"{path}.{error.field}" if path else error.field
+        raise UserError(place, error.value, error.expected, error.hint) from None
+
+
+def _parse_value(hint: Any, value: Any, place: str) -> Any:
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if dataclasses.is_dataclass(members[0]):
+        return _parse(members[0] if len(members) == 1 else _by_kind(members, value, place), value, place)
+    if typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+        if not isinstance(value, list):
+            raise UserError(place, value, "a list")
+        return [_parse(typing.get_args(hint)[0], item, f"{place}.{i}") for i, item in enumerate(value)]
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UserError(place, value, _describe(hint), _hint(hint, value)) from error
+
+
+def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
+    kinds = {typing.get_args(typing.get_type_hints(member)["kind"])[0]: member for member in members}
+    if not isinstance(value, Mapping):
+        raise UserError(place, value, f"a section with a kind of {', '.join(kinds)}")
+    kind = value.get("kind", next(iter(kinds)))
+    if kind not in kinds:
+        raise UserError(f"{place}.kind", kind, f"one of {', '.join(kinds)}", nearest(str(kind), kinds))
+    return kinds[kind]
+
+
+def _describe(hint: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if hint in words:
+        return words[hint]
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, arguments)) if len(arguments) > 1 else str(arguments[0])
+    if typing.get_origin(hint) is list:
+        return "a list, each " + _describe(arguments[0])
+    return " or ".join(_describe(argument) for argument in arguments)
+
+
+def _hint(hint: Any, value: Any) -> str:
+    names = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    return nearest(str(value), map(str, names))
+
+
+def job_dict(job: Job) -> dict[str, Any]:
+    """The resolved job as plain data, every default filled in."""
+    return dataclasses.asdict(job)
+
+
+def dump_job(job: Job) -> str:
+    """The resolved job as YAML."""
+    return yaml.safe_dump(job_dict(job), sort_keys=False, allow_unicode=True)
+
+
+#: sections that say where a job runs and what it is called, not what it computes
+PLACEMENT = ("name", "runtime", "storage", "resources", "tracking")
+
+
+def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
+    """What a run's results are a function of: the job without its placement, the data's content, threads."""
+    content = {key: value for key, value in job_dict(job).items() if key not in PLACEMENT}
+    for key in ("source", "cache", "skip_bad"):
+        content["data"].pop(key)
+    if store is None:
+        content.pop("data")
+    else:
+        content["data"]["sha256"] = store.sha256
+    return content | {"threads": job.resources.threads}
+
+
+def identity_sha256(content: Mapping[str, Any]) -> str:
+    """The sha of an identity."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Dotted names of the fields in which two identities differ."""
+    changed: list[str] = []
+    for key in sorted({*old, *new}):
+        place = f"{path}.{key}" if path else key
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changed += changed_fields(a, b, place)
+        elif a != b:
+            changed.append(place)
+    return changed
+
+
+def open_data(job: Job, progress: Any = None) -> ClassStore | None:
+    """The job's class store, prepared if need be; `None` for tasks that need no data."""
+    return resolve_store(job.data, progress) if isinstance(job.tasks, ImageTasksConfig) else None
+
+
+def with_store(job: Job, store: ClassStore | None) -> Job:
+    """The job with its data at the store's own path, so that any process of the node can open it."""
+    if store is None:
+        return job
+    return replace(job, data=replace(job.data, source=str(store.path)))
+
+
+def build_distribution(job: Job) -> TaskDistribution:
+    """The job's tasks."""
+    tasks = job.tasks
+    if isinstance(tasks, SinusoidTasksConfig):
+        return SinusoidTasks()
+    if isinstance(tasks, LinearTasksConfig):
+        return LinearTasks(tasks.dimension)
+    store = open_data(job)
+    assert store is not None
+    return ImageTasks(store, job.data)
+
+
+def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
+    """The job's learner with its base model."""
+    config = job.learner
+    outputs = None if isinstance(config, ProtoNetConfig) else distribution.outputs(job.tasks.training_episode())
+    network = Network(build_model(job, distribution, outputs), job.model.init, distribution.loss)
+    if isinstance(config, MamlConfig):
+        return Maml(config, network)
+    if isinstance(config, ReptileConfig):
+        return Reptile(config, network)
+    return ProtoNet(config, network)
+
+
+def build_model(job: Job, distribution: TaskDistribution, outputs: int | None) -> BaseModel:
+    """The job's base model, without weights of its own."""
+    try:
+        if isinstance(job.model, Conv4Config):
+            return Conv4(job.model, distribution.input_shape, outputs)
+        return Mlp(job.model, distribution.input_shape, outputs)
+    except UserError as error:
+        place = error.field if error.field.startswith("model.") else f"model.{error.field}"
+        raise UserError(place, error.value, error.expected, error.hint) from None
+
+
+def build_experiment(job: Job, run: str) -> Experiment:
+    """Everything that a step of the job is a function of.
+
+    Raises:
+        UserError: the data cannot give the job's tasks.
+    """
+    distribution = build_distribution(job)
+    learner = build_learner(job, distribution)
+    rule = OuterRule(
+        run=run,
+        optimizer=job.optimizer,
+        steps=job.steps,
+        tasks=job.tasks.batch,
+        chunk=job.tasks.chunk,
+        statistics_momentum=job.server.statistics_momentum,
+    )
+    experiment = Experiment(distribution, learner, rule, job.tasks.training_episode(), job.seed)
+    distribution.check("train", experiment.episode)
+    for split in ("valid", "test"):
+        if distribution.has(split):  # type: ignore[arg-type]
+            distribution.check(split, evaluation_episode(job))  # type: ignore[arg-type]
+    check_groups(job.optimizer, list(experiment.initial().parameters))
+    return experiment
+
+
+def evaluation_episode(job: Job) -> Episode:
+    """The size of an evaluation task."""
+    return Episode(job.tasks.ways, job.tasks.shots, job.evaluation.query)

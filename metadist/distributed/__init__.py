@@ -1,0 +1,8 @@
+"""The Ray rim: session, actors, the two seams over them, and runs of whole jobs. No maths."""
+
+import os
+
+# Ray reads these while it is imported. Nothing is sent out; the token is on, and said explicitly, because Ray's
+# ports cannot be confined to loopback.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -1,0 +1,33 @@
+"""What an actor needs to build its part of a run, by value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from metadist.outer import Experiment
+
+#: called by an actor at named points of its work with (point, version); tests injure actors here
+FaultHook = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A recipe for an actor.
+
+    Attributes:
+        build: makes the experiment, in the actor's own process; sent by reference to its module.
+        threads: CPU threads of every process that touches numbers.
+        gpus: GPUs per worker.
+        fault: called at named points of the actor's work; `None` outside of tests.
+    """
+
+    build: Callable[[], Experiment]
+    threads: int
+    gpus: float = 0
+    fault: FaultHook | None = None
+
+    def reach(self, point: str, version: int) -> None:
+        """The actor's work has come to a named point."""
+        if self.fault is not None:
+            self.fault(point, version)

@@ -1,0 +1,126 @@
+"""Worker actors behind the `WorkerPool` seam."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+
+from metadist.distributed.blueprint import Blueprint
+from metadist.distributed.worker_actor import WorkerActor
+from metadist.training.seams import Done, Event, Joined, Lost, PoolError, Ref, Voided, WorkerPool
+from metadist.training.work import Work
+
+#: workers that may die in a row before they are ready
+START_TRIES = 3
+
+
+@dataclass
+class _Member:
+    actor: Any
+    ready: Any
+    since: float
+    pid: int | None = None
+    reports: dict[Any, int] = field(default_factory=dict)
+
+
+class RayPool(WorkerPool):
+    """Keeps a number of worker actors alive: a lost one is announced and a new one started.
+
+    Args:
+        blueprint: what the workers build.
+        workers: how many.
+        cpus: CPUs that Ray reserves for each.
+    """
+
+    def __init__(self, blueprint: Blueprint, workers: int, cpus: float) -> None:
+        self._actor = ray.remote(WorkerActor).options(
+            num_cpus=cpus, num_gpus=blueprint.gpus, max_restarts=0, max_task_retries=0
+        )
+        self._blueprint, self._cpus = blueprint, cpus
+        self._members: dict[int, _Member] = {}
+        self._next = 0
+        self._failed_starts = 0
+        for _ in range(workers):
+            self._start()
+
+    def _start(self) -> None:
+        actor = self._actor.remote(self._blueprint)
+        self._members[self._next] = _Member(actor, actor.ready.remote(), time.monotonic())
+        self._next += 1
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process ids of the workers that are ready."""
+        return {name: member.pid for name, member in self._members.items() if member.pid is not None}
+
+    def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
+        member = self._members.get(worker)
+        if member is None:
+            raise KeyError(f"no worker {worker}")
+        payload, report = member.actor.run.options(num_returns=2).remote(work, version)
+        member.reports[report] = ticket
+        return payload
+
+    def wait(self, timeout: float) -> list[Event]:
+        deadline = time.monotonic() + timeout
+        while True:
+            refs = {ref: name for name, m in self._members.items() for ref in (*m.reports, m.ready) if ref}
+            if not refs:
+                raise PoolError("There is no worker.")
+            found, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not found:
+                raise TimeoutError(self._stuck(timeout))
+            found, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+            events: list[Event] = []
+            for ref in found:
+                name = refs[ref]
+                if name in self._members:  # not lost by an event before this one
+                    events.append(self._event(name, self._members[name], ref))
+            if events:
+                return events
+
+    def _event(self, name: int, member: _Member, ref: Any) -> Event:
+        try:
+            value = ray.get(ref, timeout=60)
+        except RayTaskError as error:
+            if isinstance(error.cause, RayActorError | ObjectLostError) and ref is not member.ready:
+                return Voided(name, member.reports.pop(ref))
+            raise PoolError(f"worker {name} failed: {error.cause!r}\n{error}") from error
+        except ObjectLostError:
+            return Voided(name, member.reports.pop(ref))
+        except (RayActorError, GetTimeoutError) as error:
+            return self._lose(name, member, error)
+        if ref is member.ready:
+            member.ready, self._failed_starts = None, 0
+            seen, member.pid = value
+            return Joined(name, seen)
+        return Done(name, member.reports.pop(ref), value)
+
+    def _lose(self, name: int, member: _Member, error: RayError) -> Event:
+        if member.ready is not None:
+            self._failed_starts += 1
+            if self._failed_starts >= START_TRIES:
+                raise PoolError(f"{START_TRIES} workers in a row died while they started: {error}") from error
+        del self._members[name]
+        self._start()
+        return Lost(name, tuple(member.reports.values()), f"process {member.pid} died")
+
+    def _stuck(self, timeout: float) -> str:
+        waiting = [name for name, member in self._members.items() if member.ready is not None]
+        have, free = ray.cluster_resources(), ray.available_resources()
+        if len(waiting) == len(self._members):
+            return (
+                f"no worker could start within {timeout:g} s: each asks for {self._cpus:g} CPUs and "
+                f"{self._blueprint.gpus:g} GPUs; the cluster has {have.get('CPU', 0):g} CPUs "
+                f"({free.get('CPU', 0):g} free) and {have.get('GPU', 0):g} GPUs"
+            )
+        return f"no worker finished anything within {timeout:g} s"
+
+    def close(self) -> None:
+        members, self._members = self._members, {}
+        for member in members.values():
+            ray.kill(member.actor)

@@ -1,0 +1,306 @@
+"""Runs a job from its file to its summary: data, run folder, tracking, runtime, training, report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import secrets
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import metadist
+from metadist import config
+from metadist.config import Job
+from metadist.distributed.blueprint import FaultHook
+from metadist.distributed.runtime import open_runtime
+from metadist.errors import UserError
+from metadist.outer import Experiment, OuterState, decode_checkpoint
+from metadist.tasks import Episode
+from metadist.tasks.base import Split
+from metadist.tracking import Tracker, open_tracker
+from metadist.training.evaluation import EvaluationPlan
+from metadist.training.loop import Observer, TrainPlan, TrainResult, train
+from metadist.training.machine import set_threads
+from metadist.training.recorder import Recorder, scores
+from metadist.training.report import draw_plots, report_page
+from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
+
+DataProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a job is run, beside what its file says.
+
+    Attributes:
+        address: a Ray cluster's; `None` starts an embedded one.
+        stop_after: end after this step with a checkpoint.
+        stop: asked after every step; true ends the run with a checkpoint.
+        fault: called at named points of the actors' work; for tests.
+        data_progress: told of images that are being prepared (done, of).
+    """
+
+    address: str | None = None
+    stop_after: int | None = None
+    stop: Callable[[], bool] = lambda: False
+    fault: FaultHook | None = None
+    data_progress: DataProgress | None = None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A job that was checked against its data, ready to run."""
+
+    job: Job
+    placed: Job
+    experiment: Experiment
+    run: str
+    identity: dict[str, Any]
+    sha: str
+
+
+def train_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any]:
+    """Train a job from its start in a run folder of its own; returns the summary."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    run = f"{job.name}-{stamp}-{secrets.token_hex(2)}"
+    prepared = _prepare(job, run, display, options)
+    folder = RunFolder(f"{job.storage.rstrip('/')}/{run}").acquire()
+    folder.write("job.yaml", config.dump_job(job).encode())
+    about = {
+        "run": run,
+        "metadist": metadist.__version__,
+        "identity_sha256": prepared.sha,
+        "identity": prepared.identity,
+    }
+    return _run(prepared, folder, display, options, about, None, {})
+
+
+def resume_run(
+    location: str, place: Callable[[Job], Job], display: Observer, options: RunOptions
+) -> dict[str, Any]:
+    """Go on with the run in a folder, to the same bits as if it had never stopped.
+
+    Args:
+        place: changes the job's placement (workers, storage, tracking); whatever else it changes is refused.
+    """
+    folder, job, about = open_run(location)
+    changed = place(job)
+    prepared = _prepare(changed, about["run"], display, options)
+    if prepared.sha != about["identity_sha256"]:
+        fields = config.changed_fields(about["identity"], prepared.identity)
+        raise UserError(
+            "--resume",
+            location,
+            f"the same job; changed: {', '.join(fields) or 'the way identities are made'}",
+            "A resume may change placement only (resources, storage, tracking, runtime). Start a new run instead.",
+        )
+    names = folder.checkpoints()
+    if not names:
+        raise UserError(location, "no checkpoint", "a run with at least one checkpoint", "Start the job anew.")
+    held = folder.acquire()
+    for name in reversed(names):
+        try:
+            checkpoint = decode_checkpoint(held.read(name), f"{location}/{name}")
+            break
+        except UserError as error:
+            display.say(f"{error} Trying the one before it.")
+    else:
+        raise UserError(location, f"{len(names)} unreadable checkpoints", "at least one whole checkpoint")
+    if checkpoint.identity != prepared.sha:
+        raise UserError(name, checkpoint.identity, f"a checkpoint of this run's job, {prepared.sha}")
+    display.say(f"going on from step {checkpoint.state.version} of {location}")
+    return _run(prepared, held, display, options, about, name, checkpoint.progress)
+
+
+def open_run(location: str) -> tuple[RunFolder, Job, dict[str, Any]]:
+    """The folder of a run, its resolved job, and its description.
+
+    Raises:
+        UserError: there is no run.
+    """
+    folder = RunFolder(location)
+    if not folder.exists("run.json") or not folder.exists("job.yaml"):
+        raise UserError(
+            location,
+            "no run" if folder.exists() else "nothing there",
+            "a run folder (with job.yaml and run.json)",
+            "Name a folder that `metadist train` made, for example one in runs/.",
+        )
+    text = folder.read("job.yaml").decode()
+    return folder, config.parse_job(config.parse_yaml(text, f"{location}/job.yaml")), folder.read_json("run.json")
+
+
+def _prepare(job: Job, run: str, display: Observer, options: RunOptions) -> _Prepared:
+    set_threads(job.resources.threads)
+    for warning in job.warnings:
+        display.say(warning)
+    store = config.open_data(job, options.data_progress)
+    placed = config.with_store(job, store)
+    experiment = config.build_experiment(placed, run)
+    identity = config.identity(job, store)
+    return _Prepared(job, placed, experiment, run, identity, config.identity_sha256(identity))
+
+
+def evaluation_plan(job: Job, split: Split, tasks: int, episode: Episode, steps: int) -> EvaluationPlan:
+    """The fixed tasks of a split, as the job's `evaluation` section says."""
+    return EvaluationPlan(
+        split=split,
+        seed=job.evaluation.seed,
+        tasks=tasks,
+        episode=episode,
+        steps=steps,
+        chunk=job.evaluation.chunk,
+        norm=job.model.norm,
+    )
+
+
+def _plan(prepared: _Prepared, options: RunOptions) -> TrainPlan:
+    job, experiment = prepared.job, prepared.experiment
+    episode = config.evaluation_episode(job)
+    steps, test_tasks = experiment.learner.eval_steps, job.evaluation.test_tasks
+    valid, tests = None, {}
+    if experiment.distribution.has("valid"):
+        valid = evaluation_plan(job, "valid", job.evaluation.tasks, episode, steps)
+    if experiment.distribution.has("test"):
+        tests["test"] = evaluation_plan(job, "test", test_tasks, episode, steps)
+        if job.tasks.query != episode.query:
+            # Where a batch normalises itself the number of query examples changes the figure: show both.
+            own = replace(episode, query=job.tasks.query)
+            tests["test_training_query"] = evaluation_plan(job, "test", test_tasks, own, steps)
+    return TrainPlan(
+        steps=job.steps,
+        validate=valid,
+        validate_every=job.evaluation.every,
+        tests=tests,
+        checkpoint_every=job.checkpoint.every,
+        keep=job.checkpoint.keep,
+        identity=prepared.sha,
+        deadline=job.resources.timeout,
+        stop_after=options.stop_after,
+        patience=job.evaluation.patience,
+    )
+
+
+def _run(
+    prepared: _Prepared,
+    folder: RunFolder,
+    display: Observer,
+    options: RunOptions,
+    about: dict[str, Any],
+    resume: str | None,
+    progress: dict[str, Any],
+) -> dict[str, Any]:
+    job, run = prepared.job, prepared.run
+    tracker = open_tracker(job.tracking, display.say)
+    tracker.start(run, _flat(config.job_dict(job)), _tags(), about.get("mlflow_run_id"))
+    tracker.text("job.yaml", config.dump_job(job))
+    start = checkpoint_version(resume) if resume else 0
+    recorder = Recorder(folder, tracker, display, start, about, job.tasks.batch)
+    status = "FAILED"
+    with tempfile.TemporaryDirectory(prefix="metadist-") as scratch:
+        try:
+            with open_runtime(prepared.placed, run, prepared.experiment, options.address, options.fault) as seams:
+                result = train(
+                    prepared.experiment,
+                    _plan(prepared, options),
+                    *seams,
+                    folder,
+                    recorder,
+                    options.stop,
+                    resume,
+                    progress,
+                )
+            status = "KILLED" if result.outcome == "stopped" else "FINISHED"
+            summary = _summarize(prepared, folder, tracker, recorder, result, Path(scratch))
+        finally:
+            report = tracker.finish(status)  # type: ignore[arg-type]
+            recorder.close()
+            folder.release()
+    if report.lost or report.lost_files:
+        display.say(
+            f"{report.lost} metric values and {report.lost_files} files did not reach {report.uri}; "
+            f"all metrics are in {folder.location}/metrics.jsonl"
+        )
+    return summary | {"mlflow_run_id": report.run_id}
+
+
+def _summarize(
+    prepared: _Prepared,
+    folder: RunFolder,
+    tracker: Tracker,
+    recorder: Recorder,
+    result: TrainResult,
+    scratch: Path,
+) -> dict[str, Any]:
+    tests = result.tests
+    summary: dict[str, Any] = {
+        "run_dir": folder.location,
+        "mlflow_run_id": tracker.wait_for_run_id(15.0),
+        "outcome": result.outcome,
+        "step": result.step,
+        "params_sha256": result.params_sha256,
+        "tasks_per_second": round(result.tasks_per_second, 2),
+        "train_seconds": round(result.train_seconds, 2),
+        "strategy": result.strategy.strategy,
+        "norm": prepared.job.model.norm,
+        "worker_losses": result.worker_losses,
+        "server_losses": result.server_losses,
+        "chunks_redone": result.chunks_redone,
+        "tested_step": result.tested,
+        "tested_as": result.tested_as,
+        "identity_sha256": prepared.sha,
+        "valid": result.valid.as_dict() if result.valid else None,
+        "test": None,
+    } | {name: test.as_dict() for name, test in tests.items()}
+    for name, test in tests.items():
+        recorder.log(result.step, scores(test, name))
+    if tests:
+        assert result.tested is not None
+        state = _tested_state(folder, result.tested)
+        drawn = draw_plots(
+            prepared.experiment,
+            state.meta,
+            recorder.metrics_path,
+            tests,
+            config.evaluation_episode(prepared.job),
+            scratch,
+        )
+        for path in drawn:
+            folder.write(f"plots/{path.name}", path.read_bytes())
+            tracker.artifact(str(path), "plots")
+        page = report_page(prepared.run, summary, tests, drawn)
+        folder.write("report.md", page.encode())
+        tracker.text("report.md", page)
+        checkpoint = scratch / Path(checkpoint_name(result.tested)).name
+        checkpoint.write_bytes(folder.read(checkpoint_name(result.tested)))
+        tracker.artifact(str(checkpoint), "checkpoints")
+    folder.write_json("summary.json", summary)
+    tracker.text("summary.json", folder.read("summary.json").decode())
+    return summary
+
+
+def _tested_state(folder: RunFolder, version: int) -> OuterState:
+    name = checkpoint_name(version)
+    return decode_checkpoint(folder.read(name), f"{folder.location}/{name}").state
+
+
+def _tags() -> dict[str, str]:
+    return {
+        "metadist.version": metadist.__version__,
+        "metadist.host": socket.gethostname(),
+        "metadist.hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "metadist.python": platform.python_version(),
+    }
+
+
+def _flat(content: dict[str, Any], path: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        place = f"{path}.{key}" if path else key
+        flat |= _flat(value, place) if isinstance(value, dict) and value else {place: value}
+    return flat

@@ -1,0 +1,58 @@
+"""Puts a worker pool and a server under a job: Ray's, or this process's own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from metadist.config import Job, build_experiment
+from metadist.distributed.blueprint import Blueprint, FaultHook
+from metadist.errors import UserError
+from metadist.outer import Experiment
+from metadist.training.inprocess import InProcessPool, InProcessServer
+from metadist.training.machine import make_deterministic, pick_device
+from metadist.training.seams import ParameterServer, WorkerPool
+
+
+@contextmanager
+def open_runtime(
+    job: Job, run: str, experiment: Experiment, address: str | None, fault: FaultHook | None = None
+) -> Iterator[tuple[WorkerPool, ParameterServer]]:
+    """The two seams for a job; ends what it started.
+
+    Args:
+        job: with its data at a place that the workers can open.
+        run: id of the run.
+        experiment: the job's, as built in this process.
+        address: a Ray cluster's; `None` starts an embedded one.
+        fault: called at named points of the actors' work.
+    """
+    pool: WorkerPool
+    server: ParameterServer
+    resources = job.resources
+    if job.runtime == "inprocess":
+        if address is not None:
+            raise UserError("--address", address, "no address with runtime: inprocess", "Leave one of them out.")
+        device = pick_device(resources.gpus_per_worker)
+        make_deterministic(device)
+        pool, server = InProcessPool(experiment, device), InProcessServer(experiment)
+        yield pool, server
+        return
+    # Ray is imported late: what runs in process does not need it.
+    from metadist.distributed.pool import RayPool
+    from metadist.distributed.server import RayServer
+    from metadist.distributed.session import ray_session
+
+    cpus = resources.workers * resources.cpus_per_worker
+    with ray_session(address, cpus, resources.workers * resources.gpus_per_worker):
+        blueprint = Blueprint(
+            functools.partial(build_experiment, job, run), resources.threads, resources.gpus_per_worker, fault
+        )
+        server = RayServer(blueprint, resources.timeout)
+        pool = RayPool(blueprint, resources.workers, resources.cpus_per_worker)
+        try:
+            yield pool, server
+        finally:
+            pool.close()
+            server.close()

@@ -1,0 +1,109 @@
+"""The server actor behind the `ParameterServer` seam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+
+from metadist.distributed.blueprint import Blueprint
+from metadist.distributed.server_actor import ServerActor
+from metadist.outer import Update
+from metadist.training.run_folder import RunFolder
+from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLost
+
+
+#: the state travels every step up to this many meta-learned values, every other step up to twice as many, …
+STATE_VALUES = 1_000_000
+
+
+class RayServer(ParameterServer):
+    """Orders steps by reference and keeps references to the server's state, so that it can be replaced.
+
+    The state is the return value of a call that the driver made: it outlives the actor, and a new one goes on
+    from it without the disk. Steps since the last state are taken again from their payloads, which the driver
+    holds by reference too; nothing is computed twice.
+
+    Args:
+        deadline: seconds within which any call must return.
+    """
+
+    def __init__(self, blueprint: Blueprint, deadline: float) -> None:
+        self._actor_class = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0, max_task_retries=0)
+        self._blueprint, self._deadline = blueprint, deadline
+        self._actor: Any = self._actor_class.remote(blueprint)
+        self._state: Ref = None
+        self._state_every = 1
+        self._ordered: dict[int, tuple[Sequence[Ref], Ref, Ref]] = {}
+        self._since_state: list[tuple[int, Sequence[Ref]]] = []
+
+    @property
+    def pid(self) -> int:
+        """The actor's process id."""
+        return int(self._get(self._actor.pid.remote()))
+
+    def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
+        call = self._actor.start.options(num_returns=3)
+        published, self._state, values = call.remote(folder, checkpoint)
+        self._state_every = math.ceil(self._get(values) / STATE_VALUES)
+        return published
+
+    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
+        with_state = (version + 1) % self._state_every == 0
+        call = self._actor.apply.options(num_returns=3)
+        published, update, state = call.remote(version, with_state, *payloads)
+        self._ordered[version] = (payloads, update, state if with_state else None)
+        return published
+
+    def outcome(self, version: int) -> Update:
+        payloads, ref, state = self._ordered.pop(version)
+        try:
+            update: Update = ray.get(ref, timeout=self._deadline)
+        except RayTaskError as error:
+            if isinstance(error.cause, RayActorError | ObjectLostError):
+                raise PayloadLost(type(error.cause).__name__) from error
+            raise
+        except (RayActorError, GetTimeoutError) as error:
+            raise ServerLost(type(error).__name__) from error
+        self._since_state.append((version, payloads))
+        if state is not None:
+            self._state, self._since_state = state, []
+        return update
+
+    def recover(self) -> Ref:
+        ray.kill(self._actor)
+        self._ordered.clear()
+        self._actor = self._actor_class.remote(self._blueprint)
+        published = self._actor.restore.remote(self._state)
+        for version, payloads in self._since_state:
+            published, _, _ = self._actor.apply.options(num_returns=3).remote(version, False, *payloads)
+        return published
+
+    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
+        for _ in range(2):
+            try:
+                return str(self._get(self._actor.save.remote(folder, name, identity, progress)))
+            except ServerLost:
+                self.recover()
+        return str(self._get(self._actor.save.remote(folder, name, identity, progress)))
+
+    def read(self, folder: RunFolder, checkpoint: str) -> Ref:
+        published, version = self._actor.read.options(num_returns=2).remote(folder, checkpoint)
+        self._get(version)
+        return published
+
+    def close(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+
+    def _get(self, ref: Any) -> Any:
+        try:
+            return ray.get(ref, timeout=self._deadline)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except (RayActorError, GetTimeoutError) as error:
+            raise ServerLost(type(error).__name__) from error

@@ -1,0 +1,57 @@
+"""The parameter-server actor: `training.Server` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from metadist.distributed.blueprint import Blueprint
+from metadist.outer import OuterState, Payload, Published, Update, own_copy
+from metadist.training.machine import set_threads
+from metadist.training.run_folder import RunFolder
+from metadist.training.server import Server
+
+
+class ServerActor:
+    """Holds the meta-parameters, takes the outer steps and publishes versions.
+
+    Its whole state is a return value too: it then belongs to the driver, which can start another server from
+    it when this process is lost.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        set_threads(blueprint.threads)
+        self._blueprint = blueprint
+        self._server = Server(blueprint.build())
+
+    def pid(self) -> int:
+        """The process id."""
+        return os.getpid()
+
+    def start(self, folder: RunFolder | None, checkpoint: str | None) -> tuple[Published, OuterState, int]:
+        """See `Server.start`; also the number of meta-learned values."""
+        published, state = self._server.start(folder, checkpoint)
+        values = sum(array.size for array in (published.parameters | published.statistics).values())
+        return published, state, values
+
+    def restore(self, state: OuterState) -> Published:
+        """Go on from a state that another server returned."""
+        return self._server.restore(own_copy(state))
+
+    def apply(
+        self, version: int, with_state: bool, *payloads: Payload
+    ) -> tuple[Published, Update, OuterState | None]:
+        """See `Server.apply`; the state is returned only `with_state`, because it is several times the rest."""
+        self._blueprint.reach("apply", version)
+        published, update, state = self._server.apply(version, payloads)
+        self._blueprint.reach("applied", version)
+        return published, update, state if with_state else None
+
+    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
+        """See `Server.save`."""
+        return self._server.save(folder, name, identity, progress)
+
+    def read(self, folder: RunFolder, checkpoint: str) -> tuple[Published, int]:
+        """See `Server.read`; also the version, which says that it could be read."""
+        published = self._server.read(folder, checkpoint)
+        return published, published.version

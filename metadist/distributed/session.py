@@ -1,0 +1,82 @@
+"""A Ray session: embedded and quiet, or a cluster's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from metadist.errors import UserError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, cpus: float, gpus: float = 0) -> Iterator[None]:
+    """Connect to the cluster at `address`, or start an embedded one of this process's own.
+
+    An embedded session ends with the block and leaves no process behind. Within a session that this process
+    already has, nothing is started and nothing is ended.
+
+    Args:
+        cpus: CPUs that an embedded session may give away.
+        gpus: GPUs that it needs.
+
+    Raises:
+        UserError: nothing answers at the address, or there are fewer GPUs than asked for.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if address is None:
+        _ensure_token()
+        ray.init(
+            address="local",
+            num_cpus=max(1, int(cpus + 0.999)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            configure_logging=True,
+        )
+    else:
+        _connect(address)
+    try:
+        have = ray.cluster_resources().get("GPU", 0)
+        if gpus > have:
+            raise UserError(
+                "resources.gpus_per_worker",
+                gpus,
+                f"at most the {have:g} GPUs of {address or 'this machine'} for all workers together",
+                "Lower resources.workers or resources.gpus_per_worker, or set the latter to 0.",
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ensure_token() -> None:
+    """A token for an embedded session where the user has none: Ray with `RAY_AUTH_MODE` set makes none itself."""
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not named and not (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this process and its children only
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise UserError(
+            "--address",
+            address,
+            "the address of a running Ray cluster (HOST:PORT, or auto)",
+            f"Nothing usable answers there: {str(error).strip().splitlines()[0][:200]}",
+        ) from error

@@ -1,0 +1,33 @@
+"""The worker actor: `training.Worker` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+
+from metadist.distributed.blueprint import Blueprint
+from metadist.outer import Payload, Published
+from metadist.training.machine import fingerprint, make_deterministic, pick_device, set_threads
+from metadist.training.work import GradientWork, Report, Work, Worker
+
+
+class WorkerActor:
+    """Samples its own tasks, adapts on its own device, and returns a chunk's sums by reference."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        set_threads(blueprint.threads)
+        self._blueprint = blueprint
+        self._device = pick_device(blueprint.gpus)
+        make_deterministic(self._device)
+        self._worker = Worker(blueprint.build(), self._device)
+
+    def ready(self) -> tuple[dict[str, str], int]:
+        """What could change bits on this worker, and its process id."""
+        return fingerprint(self._device), os.getpid()
+
+    def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
+        """Do one piece of work; two return values, so that the driver reads the report alone."""
+        self._blueprint.reach("work", published.version)
+        payload, report = self._worker.run(work, published)
+        if isinstance(work, GradientWork):
+            self._blueprint.reach("computed", published.version)
+        return payload, report

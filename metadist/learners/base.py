@@ -1,0 +1,136 @@
+"""What a learner is: how to adapt to a task, and what its meta-parameters are judged by.
+
+A learner is a value without trained state. Everything that is meta-learned is named tensors in three
+groups, `Meta`, which the server holds and every learner's method takes as an argument.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from metadist.learners.gradient import Parameters
+from metadist.models import BaseModel, InitName, initial_parameters
+from metadist.tasks import Examples, Task
+from metadist.tasks.base import Loss
+
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": nn.functional.cross_entropy,
+    "mse": nn.functional.mse_loss,
+}
+
+
+class Meta(NamedTuple):
+    """Everything meta-learned, as named tensors.
+
+    Attributes:
+        parameters: get meta-gradients and the outer step.
+        statistics: get the mean of what the tasks report, folded in once a step.
+        frozen: never change.
+    """
+
+    parameters: Parameters
+    statistics: dict[str, Tensor]
+    frozen: dict[str, Tensor]
+
+
+class TaskGradient(NamedTuple):
+    """What one task gives to the outer step.
+
+    Attributes:
+        gradient: one tensor per parameter.
+        loss: query loss after adaptation, a scalar.
+        outputs: query outputs after adaptation [query rows, outputs].
+        statistics: one tensor per statistic.
+    """
+
+    gradient: Parameters
+    loss: Tensor
+    outputs: Tensor
+    statistics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A base model without weights: calls the module with whichever weights it is given."""
+
+    module: BaseModel
+    init: InitName
+    loss: Loss
+
+    def fresh(self, generator: Generator) -> Parameters:
+        """New weights."""
+        return initial_parameters(self.module, self.init, generator)
+
+    def support(self, parameters: Parameters, support: Examples) -> Tensor:
+        """Outputs on the support set itself [rows, outputs]."""
+        out: Tensor = torch.func.functional_call(self.module, parameters, (support.x,))
+        return out
+
+    def query(self, parameters: Parameters, support: Examples, x: Tensor) -> Tensor:
+        """Outputs on other inputs `x` [rows, outputs], normalised as the model's `norm` says."""
+        if getattr(self.module, "norm_kind", None) != "support":
+            out: Tensor = torch.func.functional_call(self.module, parameters, (x,))
+            return out
+        rows = support.x.shape[0]
+        both = torch.cat([support.x, x])
+        out = torch.func.functional_call(self.module, parameters, (both,), {"reference": rows})
+        return out[rows:]
+
+    def cost(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean loss over the rows, a scalar."""
+        return LOSSES[self.loss](outputs, y)
+
+
+class Learner(ABC):
+    """The interface of all learners.
+
+    Adapted learners are opaque: `adapt` makes them, `predict` uses them.
+
+    Args:
+        network: the base model.
+        eval_steps: number of adaptation steps at evaluation.
+    """
+
+    #: Whether `task_gradient` is the learner's own rule. Otherwise the meta-gradient is the derivative
+    #: of `task_loss`, and no method but that one is called in training.
+    own_gradient = False
+
+    def __init__(self, network: Network, eval_steps: int) -> None:
+        self.network, self.eval_steps = network, eval_steps
+
+    @abstractmethod
+    def init(self, generator: Generator) -> Meta:
+        """Meta-parameters before any training; every draw comes from `generator`."""
+
+    @abstractmethod
+    def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[Any]:
+        """Adapt to one task's support set: yields what it has after 0, 1, …, `steps` steps."""
+
+    @abstractmethod
+    def predict(self, adapted: Any, x: Tensor) -> Tensor:
+        """Outputs [rows, outputs] of an adapted learner for inputs `x` [rows, …]."""
+
+    @abstractmethod
+    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
+        """Adapt as in training and judge on the query set: a scalar loss, and the outputs [rows, outputs]."""
+
+    def task_gradient(self, meta: Meta, task: Task) -> TaskGradient:
+        """The meta-gradient of one task, for learners whose rule is not the derivative of a loss."""
+        raise TypeError(f"{type(self).__name__} has no rule of its own; differentiate task_loss")
+
+    def adapt(self, meta: Meta, support: Examples, steps: int | None = None) -> Any:
+        """The learner adapted to a support set (`eval_steps` steps unless told otherwise)."""
+        for adapted in self.adaptation(meta, support, self.eval_steps if steps is None else steps):
+            pass
+        return adapted
+
+
+def plain_meta(parameters: Parameters) -> Meta:
+    """Meta-parameters of a learner that has nothing but parameters."""
+    return Meta(parameters, {}, {})

@@ -1,0 +1,45 @@
+"""The inner gradient: one name for learners, one implementation per execution strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+
+_functional: ContextVar[bool] = ContextVar("functional", default=False)
+
+
+@contextmanager
+def functional_gradients() -> Iterator[None]:
+    """Within, `inner_gradient` uses `torch.func.grad`, which can be vectorised over tasks."""
+    token = _functional.set(True)
+    try:
+        yield
+    finally:
+        _functional.reset(token)
+
+
+def inner_gradient(loss: Callable[[Parameters], Tensor], parameters: Parameters) -> Parameters:
+    """Gradient of a scalar `loss` at `parameters`, by name.
+
+    The result depends differentiably on `parameters` when one of them requires a gradient (the second
+    derivative of MAML); detach them for a first-order method. A parameter that the loss does not use
+    has a gradient of zeros.
+    """
+    if _functional.get():
+        gradient: Parameters = torch.func.grad(loss)(parameters)
+        return gradient
+    outer = torch.is_grad_enabled() and any(value.requires_grad for value in parameters.values())
+    if not outer:
+        parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    with torch.enable_grad():
+        value = loss(parameters)
+    values = torch.autograd.grad(
+        value, tuple(parameters.values()), create_graph=outer, materialize_grads=True
+    )
+    return dict(zip(parameters, values, strict=True))

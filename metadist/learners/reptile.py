@@ -1,0 +1,118 @@
+"""Reptile: Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018.
+
+Adapts with k steps of an ordinary optimiser on mini-batches of the support set and moves the initial weights
+towards the result: the meta-gradient is θ − φ (algorithm 2; an outer SGD with lr ε is the paper's step).
+No second derivative is taken and training needs no query set; it is judged on one all the same.
+
+Deviations: the inner Adam's moments begin afresh in each task, where the authors' code carries them from task
+to task; mini-batches are consecutive rows of the shuffled support set, the same rows again after the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from metadist.errors import UserError
+from metadist.learners.base import Learner, Meta, Network, TaskGradient, plain_meta
+from metadist.learners.gradient import Parameters, inner_gradient
+from metadist.learners.maml import AdaptedWeights
+from metadist.tasks import Examples, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReptileConfig:
+    """Reptile; use it with `optimizer: {kind: sgd, lr: 1.0, schedule: linear}`."""
+
+    kind: Literal["reptile"] = "reptile"
+    #: optimiser of the adaptation
+    inner_optimizer: Literal["sgd", "adam"] = "adam"
+    #: step size of the adaptation
+    inner_lr: float = 0.001
+    #: adaptation steps in training
+    inner_steps: int = 5
+    #: adaptation steps at evaluation
+    eval_steps: int = 50
+    #: support rows per adaptation step; null takes all of them
+    inner_batch: int | None = 10
+    #: Adam's decay of the first moment (the paper's 0)
+    beta1: float = 0.0
+    #: Adam's decay of the second moment
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not self.inner_lr > 0:
+            raise UserError("inner_lr", self.inner_lr, "a number above 0")
+        for name, least in (("inner_steps", 1), ("eval_steps", 0), ("inner_batch", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(name, value, f"a whole number of at least {least}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(name, getattr(self, name), "a number from 0 to below 1")
+
+
+class Reptile(Learner):
+    """Classification and regression, any base model."""
+
+    own_gradient = True
+    eps = 1e-8
+
+    def __init__(self, config: ReptileConfig, network: Network) -> None:
+        super().__init__(network, config.eval_steps)
+        self.config = config
+
+    def init(self, generator: Generator) -> Meta:
+        return plain_meta(self.network.fresh(generator))
+
+    def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
+        weights = {name: value.detach() for name, value in meta.parameters.items()}
+        first = {name: torch.zeros_like(value) for name, value in weights.items()}
+        second = {name: torch.zeros_like(value) for name, value in weights.items()}
+        yield AdaptedWeights(weights, support)
+        for step in range(steps):
+            part = self._mini_batch(support, step)
+
+            def loss(parameters: Parameters, part: Examples = part) -> Tensor:
+                return self.network.cost(self.network.support(parameters, part), part.y)
+
+            gradient = inner_gradient(loss, weights)
+            if self.config.inner_optimizer == "adam":
+                first = _average(first, gradient, self.config.beta1)
+                second = _average(second, {n: g * g for n, g in gradient.items()}, self.config.beta2)
+                gradient = {name: self._direction(first[name], second[name], step + 1) for name in gradient}
+            weights = {name: w - self.config.inner_lr * gradient[name] for name, w in weights.items()}
+            yield AdaptedWeights(weights, support)
+
+    def _mini_batch(self, support: Examples, step: int) -> Examples:
+        rows = support.x.shape[0]
+        size = min(self.config.inner_batch or rows, rows)
+        order = [(step * size + row) % rows for row in range(size)]
+        return support if size == rows else Examples(support.x[order], support.y[order], support.ways)
+
+    def _direction(self, first: Tensor, second: Tensor, step: int) -> Tensor:
+        """Adam's direction with bias correction (Kingma, Ba, 2015, algorithm 1)."""
+        mean = first / (1 - self.config.beta1**step)
+        return mean / ((second / (1 - self.config.beta2**step)).sqrt() + self.eps)
+
+    def predict(self, adapted: Any, x: Tensor) -> Tensor:
+        return self.network.query(adapted.parameters, adapted.support, x)
+
+    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
+        adapted = self.adapt(meta, task.support, self.config.inner_steps)
+        outputs = self.predict(adapted, task.query.x)
+        return self.network.cost(outputs, task.query.y), outputs
+
+    def task_gradient(self, meta: Meta, task: Task) -> TaskGradient:
+        adapted = self.adapt(meta, task.support, self.config.inner_steps)
+        outputs = self.predict(adapted, task.query.x)
+        gradient = {name: value - adapted.parameters[name] for name, value in meta.parameters.items()}
+        return TaskGradient(gradient, self.network.cost(outputs, task.query.y), outputs, {})
+
+
+def _average(moment: Parameters, value: Parameters, decay: float) -> Parameters:
+    return {name: decay * moment[name] + (1 - decay) * value[name] for name in moment}

@@ -1,0 +1,69 @@
+"""What every base model has: features, and a head unless it is an embedding."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metadist.models.initial import InitName
+from metadist.models.norm import NormKind
+
+Activation = Literal["relu", "elu", "tanh"]
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": nn.functional.relu,
+    "elu": nn.functional.elu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every base model can be told."""
+
+    #: statistics that normalise activations: of the current `batch` (transductive on a query set), of
+    #: the `support` set only, of each example's `layer`, or `none`
+    norm: NormKind = "none"
+    #: nonlinearity after every layer but the head
+    activation: Activation = "relu"
+    #: distribution of the initial weights
+    init: InitName = "kaiming"
+
+
+class BaseModel(nn.Module, ABC):
+    """A network as trunk and head.
+
+    Args:
+        norm: kind of normalisation, see `Norm`.
+        features: width of what `features` returns.
+        outputs: width of the head; `None` for an embedding, which has no head.
+    """
+
+    def __init__(self, norm: NormKind, features: int, outputs: int | None) -> None:
+        super().__init__()
+        self.norm_kind: NormKind = norm
+        self.head = nn.Identity() if outputs is None else nn.Linear(features, outputs)
+
+    @abstractmethod
+    def features(self, x: Tensor, reference: int | None) -> Tensor:
+        """Features [n, features] of inputs [n, …]."""
+
+    def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
+        """Outputs [n, outputs] (or features, without a head) of inputs [n, …].
+
+        Args:
+            reference: the first `reference` rows are the ones whose statistics normalise all rows;
+                `None`: every row counts.
+        """
+        out: Tensor = self.head(self.features(x, reference))
+        return out
+
+    @property
+    def vectorizes(self) -> bool:
+        """Whether many tasks at once are faster than one after the other on a CPU."""
+        return True

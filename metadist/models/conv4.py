@@ -1,0 +1,85 @@
+"""The four-layer convolutional net of few-shot learning, with strides (Omniglot) or with pooling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from metadist.errors import UserError
+from metadist.models.base import ACTIVATIONS, BaseModel, ModelConfig
+from metadist.models.norm import Norm, NormKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv4Config(ModelConfig):
+    """Blocks of 3×3 convolution, normalisation and nonlinearity.
+
+    `pool: false` is MAML's Omniglot net (Finn et al., 2017, appendix A.1): stride 2 and a mean over
+    positions. `pool: true` is the usual Conv4 (Vinyals et al., 2016; Snell et al., 2017): 2×2 max-pooling
+    and flattened positions.
+    """
+
+    kind: Literal["conv4"] = "conv4"
+    #: filters per layer
+    width: int = 64
+    #: number of blocks
+    layers: int = 4
+    #: 2×2 max-pooling instead of strides
+    pool: bool = True
+    norm: NormKind = "batch"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers"):
+            if getattr(self, name) < 1:
+                raise UserError(name, getattr(self, name), "a whole number of at least 1")
+
+
+class Conv4(BaseModel):
+    """Inputs [n, channels, height, width].
+
+    Raises:
+        UserError: the inputs are not images, or are too small to be halved once per pooled block.
+    """
+
+    def __init__(self, config: Conv4Config, input_shape: tuple[int, ...], outputs: int | None) -> None:
+        if len(input_shape) != 3:
+            raise UserError(
+                "model.kind", config.kind, f"a model for inputs of shape {list(input_shape)}", "Use mlp."
+            )
+        channels, height, width = input_shape
+        sides = (height, width)
+        for _ in range(config.layers):
+            sides = tuple(side // 2 if config.pool else (side + 1) // 2 for side in sides)  # type: ignore[assignment]
+        if 0 in sides:
+            raise UserError(
+                "model.pool",
+                True,
+                f"images of at least {2**config.layers} pixels a side for {config.layers} poolings, "
+                f"these are {height}×{width}",
+                "Set model.pool: false, fewer model.layers, or a larger data.size.",
+            )
+        features = config.width * (sides[0] * sides[1] if config.pool else 1)
+        super().__init__(config.norm, features, outputs)
+        self.pool = config.pool
+        stride = 1 if config.pool else 2
+        inputs = [channels] + [config.width] * (config.layers - 1)
+        # A bias before batch statistics has no effect and a gradient of rounding noise, which an inner
+        # Adam would blow up to full steps.
+        bias = config.norm in ("layer", "none")
+        self.convs = nn.ModuleList(nn.Conv2d(c, config.width, 3, stride, padding=1, bias=bias) for c in inputs)
+        self.norms = nn.ModuleList(Norm(config.norm, config.width, 2) for _ in inputs)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def features(self, x: Tensor, reference: int | None) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = self.activation(norm(conv(x), reference))
+            if self.pool:
+                x = nn.functional.max_pool2d(x, 2)
+        return x.flatten(1) if self.pool else x.mean((2, 3))
+
+    @property
+    def vectorizes(self) -> bool:
+        """Pooled nets are bound by memory traffic over large activations, which many tasks make worse."""
+        return not self.pool

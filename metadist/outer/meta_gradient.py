@@ -1,0 +1,113 @@
+"""The one compute function: a chunk of tasks in, sums of meta-gradients out.
+
+The in-process runtime and the remote workers both call `compute_meta_gradient`. Its results are sums and
+counts, never means, so that chunks can be added up in any fixed order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metadist.learners import Learner, Meta, TaskGradient, functional_gradients
+from metadist.learners.gradient import Parameters
+from metadist.tasks import TASK_AXES, Task, take
+
+#: how a chunk is computed: task by task, or all tasks at once by `torch.func.vmap`
+Strategy = Literal["loop", "vectorized"]
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """Sums over the tasks of a chunk.
+
+    Attributes:
+        gradient: sum of the tasks' meta-gradients, by parameter.
+        statistics: sum of the tasks' statistics, by name.
+        tasks: how many tasks.
+        loss: sum of the query losses after adaptation, a scalar in float64.
+        correct: number of query rows classified correctly (0 for regression).
+        rows: number of query rows.
+    """
+
+    gradient: Parameters
+    statistics: dict[str, Tensor]
+    tasks: int
+    loss: Tensor
+    correct: Tensor
+    rows: int
+
+
+def compute_meta_gradient(learner: Learner, meta: Meta, batch: Task, strategy: Strategy) -> MetaGradient:
+    """Meta-gradient of a batch of tasks, summed over the tasks.
+
+    Args:
+        meta: the meta-parameters; not changed, and no graph is left on them.
+        batch: tasks with a leading task dimension, on the device and in the precision of `meta`.
+        strategy: how it is computed; the result is the same up to rounding.
+    """
+    count = batch.query.x.shape[0]
+    compute = _vectorized if strategy == "vectorized" else _loop
+    result = compute(learner, meta, batch)
+    correct = torch.zeros((), dtype=torch.int64)
+    if batch.query.ways:
+        correct = (result.outputs.argmax(-1) == batch.query.y).sum()
+    rows = batch.query.y.shape[0] * batch.query.y.shape[1]
+    return MetaGradient(result.gradient, result.statistics, count, result.loss, correct, rows)
+
+
+def _loop(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
+    total: TaskGradient | None = None
+    outputs = []
+    for index in range(batch.query.x.shape[0]):
+        one = _task_gradient(learner, meta, take(batch, index))
+        outputs.append(one.outputs)
+        one = one._replace(loss=one.loss.double())
+        total = one if total is None else _add(total, one)
+    assert total is not None, "a chunk has at least one task"
+    return total._replace(outputs=torch.stack(outputs))
+
+
+def _add(a: TaskGradient, b: TaskGradient) -> TaskGradient:
+    return TaskGradient(
+        {name: value + b.gradient[name] for name, value in a.gradient.items()},
+        a.loss + b.loss,
+        a.outputs,
+        {name: value + b.statistics[name] for name, value in a.statistics.items()},
+    )
+
+
+def _task_gradient(learner: Learner, meta: Meta, task: Task) -> TaskGradient:
+    if learner.own_gradient:
+        with torch.no_grad():
+            return learner.task_gradient(meta, task)
+    leaves = {name: value.detach().requires_grad_() for name, value in meta.parameters.items()}
+    loss, outputs = learner.task_loss(meta._replace(parameters=leaves), task)
+    values = torch.autograd.grad(loss, tuple(leaves.values()), materialize_grads=True)
+    return TaskGradient(dict(zip(leaves, values, strict=True)), loss.detach(), outputs.detach(), {})
+
+
+def _vectorized(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
+    with functional_gradients():
+        if learner.own_gradient:
+            with torch.no_grad():
+                each = torch.func.vmap(learner.task_gradient, in_dims=(None, TASK_AXES))(meta, batch)
+            return TaskGradient(
+                {name: value.sum(0) for name, value in each.gradient.items()},
+                each.loss.double().sum(),
+                each.outputs,
+                {name: value.sum(0) for name, value in each.statistics.items()},
+            )
+        # The outer derivative is plain autograd over the vectorised losses: the parameters are shared by
+        # all tasks, so their gradient is the sum over tasks.
+        leaves = {name: value.detach().requires_grad_() for name, value in meta.parameters.items()}
+        shared = meta._replace(parameters=leaves)
+        losses, outputs = torch.func.vmap(lambda task: learner.task_loss(shared, task), in_dims=(TASK_AXES,))(
+            batch
+        )
+        values = torch.autograd.grad(losses.sum(), tuple(leaves.values()), materialize_grads=True)
+    gradient = dict(zip(leaves, values, strict=True))
+    return TaskGradient(gradient, losses.detach().double().sum(), outputs.detach(), {})

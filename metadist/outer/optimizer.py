@@ -1,0 +1,158 @@
+"""The outer optimiser: torch.optim and its schedules, as state in and state out."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from metadist.errors import UserError
+
+OptimizerState = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """Settings of their own for the parameters whose names match."""
+
+    #: pattern of parameter names (`head.*`); the first group that matches wins
+    match: str
+    #: learning rate
+    lr: float | None = None
+    #: weight decay
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The outer step."""
+
+    #: optimiser of torch.optim
+    kind: Literal["sgd", "adam", "adamw"] = "adam"
+    #: outer learning rate
+    lr: float = 0.001
+    #: momentum of sgd
+    momentum: float = 0.0
+    #: decays of adam's and adamw's moments
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    #: adam's and adamw's term against division by zero
+    eps: float = 1e-8
+    #: weight decay
+    weight_decay: float = 0.0
+    #: largest Euclidean norm of the mean meta-gradient; null does not clip
+    clip: float | None = None
+    #: learning rate over the steps: `constant`, `linear` or `cosine` from `lr` to `lr · final`, or `step`
+    schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
+    #: length of the schedule in outer steps; null is the job's `steps`
+    schedule_steps: int | None = None
+    #: factor reached at the end of `linear` and `cosine`
+    final: float = 0.0
+    #: `step` multiplies the rate by `factor` every so many outer steps
+    every: int = 2000
+    #: factor of `step`
+    factor: float = 0.5
+    #: parameter groups by name pattern
+    groups: list[GroupConfig] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.lr >= 0:
+            raise UserError("lr", self.lr, "a number of at least 0")
+        if self.clip is not None and not self.clip > 0:
+            raise UserError("clip", self.clip, "a number above 0, or null")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError("betas", self.betas, "two numbers from 0 to below 1")
+        for name in ("momentum", "weight_decay", "eps", "final", "factor"):
+            if not getattr(self, name) >= 0:
+                raise UserError(name, getattr(self, name), "a number of at least 0")
+        for name in ("schedule_steps", "every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(name, value, "a whole number of at least 1")
+
+
+def check_groups(config: OptimizerConfig, names: Sequence[str]) -> None:
+    """Raise `UserError` for a group that matches none of the parameters."""
+    for number, group in enumerate(config.groups):
+        if not fnmatch.filter(names, group.match):
+            raise UserError(
+                f"optimizer.groups.{number}.match", group.match, f"a pattern of {', '.join(names)}"
+            )
+
+
+def optimizer_step(
+    config: OptimizerConfig,
+    steps: int,
+    version: int,
+    parameters: dict[str, Tensor],
+    gradient: dict[str, Tensor],
+    state: OptimizerState,
+) -> tuple[dict[str, Tensor], OptimizerState, float]:
+    """One step of the outer optimiser; the arguments are left as they are.
+
+    Args:
+        steps: outer steps of the whole run, the length of a schedule.
+        version: outer steps taken so far; the schedule's position.
+        gradient: mean meta-gradient by parameter.
+        state: what the last step returned, empty before the first.
+
+    Returns:
+        New parameters, new optimiser state, and the learning rate of the first group.
+    """
+    fresh = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+    for name, value in fresh.items():
+        value.grad = gradient[name]
+    optimizer = _optimizer(config, fresh)
+    for group in optimizer.param_groups:
+        group["lr"] *= schedule_factor(config, steps, version)
+    for name, tensors in state.items():
+        optimizer.state[fresh[name]] = {key: tensor.clone() for key, tensor in tensors.items()}
+    optimizer.step()
+    after = {
+        name: {key: tensor for key, tensor in optimizer.state[value].items() if tensor is not None}
+        for name, value in fresh.items()
+        if optimizer.state[value]
+    }
+    lr = float(optimizer.param_groups[0]["lr"])
+    return {name: value.detach() for name, value in fresh.items()}, after, lr
+
+
+def _optimizer(config: OptimizerConfig, parameters: dict[str, Tensor]) -> Optimizer:
+    groups: list[dict[str, Any]] = [{"params": []}] + [
+        {"params": []}
+        | ({} if group.lr is None else {"lr": group.lr})
+        | ({} if group.weight_decay is None else {"weight_decay": group.weight_decay})
+        for group in config.groups
+    ]
+    for name, value in parameters.items():
+        matches = [i for i, group in enumerate(config.groups, 1) if fnmatch.fnmatch(name, group.match)]
+        groups[matches[0] if matches else 0]["params"].append(value)
+    groups = [group for group in groups if group["params"]]
+    # The for-loop implementations: fused and multi-tensor ones may add in another order.
+    plain = {"lr": config.lr, "weight_decay": config.weight_decay, "foreach": False, "fused": False}
+    if config.kind == "sgd":
+        return SGD(groups, momentum=config.momentum, **plain)
+    kind = Adam if config.kind == "adam" else AdamW
+    return kind(groups, betas=(config.betas[0], config.betas[1]), eps=config.eps, **plain)
+
+
+def schedule_factor(config: OptimizerConfig, steps: int, version: int) -> float:
+    """Factor on the learning rate after `version` outer steps.
+
+    The closed forms of torch's `LinearLR`, `CosineAnnealingLR` and `StepLR`, with which the tests compare
+    them: a schedule object would carry state from step to step, a closed form makes the rate a function of
+    the version alone.
+    """
+    length = config.schedule_steps or steps
+    done = min(version / length, 1.0)
+    if config.schedule == "linear":
+        return 1.0 + (config.final - 1.0) * done
+    if config.schedule == "cosine":
+        return config.final + (1.0 - config.final) * (1.0 + math.cos(math.pi * done)) / 2.0
+    if config.schedule == "step":
+        return config.factor ** (version // config.every)
+    return 1.0

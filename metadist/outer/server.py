@@ -1,0 +1,170 @@
+"""The parameter server's maths: state in, state out. No thread, no clock, no wait.
+
+The same functions serve the in-process runtime and the server actor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metadist.errors import UserError
+from metadist.learners import Meta
+from metadist.outer.messages import Arrays, Payload, Published, Update, Verdict, to_arrays, to_tensors
+from metadist.outer.optimizer import OptimizerConfig, OptimizerState, optimizer_step
+
+# Small enough that torch sums a block in one thread, so that a norm does not depend on the thread count.
+BLOCK = 16384
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The parameter server."""
+
+    #: `sync`: every step waits for all of its chunks
+    mode: Literal["sync"] = "sync"
+    #: share of the old value in a statistic's running mean
+    statistics_momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.statistics_momentum < 1:
+            raise UserError("statistics_momentum", self.statistics_momentum, "a number from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class OuterState:
+    """The server's whole state after `version` outer steps; a value, never changed."""
+
+    version: int
+    meta: Meta
+    optimizer: OptimizerState
+
+
+@dataclass(frozen=True)
+class OuterRule:
+    """How a run takes its outer steps.
+
+    Attributes:
+        run: id of the run, part of every message's key.
+        steps: outer steps of the whole run.
+        tasks: tasks per outer step.
+        chunk: tasks per chunk.
+        statistics_momentum: share of the old value in a statistic's running mean.
+    """
+
+    run: str
+    optimizer: OptimizerConfig
+    steps: int
+    tasks: int
+    chunk: int
+    statistics_momentum: float = 0.9
+
+    @property
+    def chunks(self) -> int:
+        """Chunks per outer step; the last one may be shorter."""
+        return math.ceil(self.tasks / self.chunk)
+
+    def chunk_tasks(self, version: int, chunk: int) -> range:
+        """Indices of the tasks in a chunk of the step that follows `version`."""
+        first = version * self.tasks
+        return range(first + chunk * self.chunk, min(first + (chunk + 1) * self.chunk, first + self.tasks))
+
+
+def apply_step(
+    rule: OuterRule, state: OuterState, version: int, payloads: Sequence[Payload]
+) -> tuple[OuterState, Update]:
+    """Take one outer step if the payloads are right for it.
+
+    Args:
+        version: the version that the step starts from.
+        payloads: all chunks of its meta-batch, in the order of their numbers.
+
+    Returns:
+        The new state, or the same one where the verdict is not `ACCEPTED`; and the answer.
+    """
+    verdict = _verdict(rule, state, version, payloads)
+    if verdict is not Verdict.ACCEPTED:
+        return state, Update(verdict, state.version, math.nan, math.nan)
+    gradient = _mean(state.meta.parameters, [payload.gradient for payload in payloads], rule.tasks)
+    norm = euclidean_norm(gradient)
+    if not math.isfinite(norm):
+        return state, Update(Verdict.NON_FINITE, state.version, norm, math.nan)
+    clip = rule.optimizer.clip
+    if clip is not None and norm > clip:
+        gradient = {name: value * (clip / norm) for name, value in gradient.items()}
+    parameters, optimizer, lr = optimizer_step(
+        rule.optimizer, rule.steps, state.version, state.meta.parameters, gradient, state.optimizer
+    )
+    statistics = _mean(state.meta.statistics, [payload.statistics for payload in payloads], rule.tasks)
+    keep = rule.statistics_momentum
+    statistics = {
+        name: keep * old + (1 - keep) * statistics[name] for name, old in state.meta.statistics.items()
+    }
+    meta = state.meta._replace(parameters=parameters, statistics=statistics)
+    after = OuterState(state.version + 1, meta, optimizer)
+    return after, Update(Verdict.ACCEPTED, after.version, norm, lr)
+
+
+def _verdict(rule: OuterRule, state: OuterState, version: int, payloads: Sequence[Payload]) -> Verdict:
+    if version == state.version - 1:
+        return Verdict.DUPLICATE
+    if version != state.version:
+        return Verdict.STALE
+    expected = [(rule.run, version, 0, chunk) for chunk in range(rule.chunks)]
+    if [payload.key for payload in payloads] != expected:
+        return Verdict.INCOMPLETE
+    if sum(payload.tasks for payload in payloads) != rule.tasks:
+        return Verdict.INCOMPLETE
+    return Verdict.ACCEPTED
+
+
+def _mean(like: dict[str, Tensor], sums: Sequence[Arrays], tasks: int) -> dict[str, Tensor]:
+    """Add sums in the order of their chunks, then divide by the number of tasks."""
+    means = {}
+    for name in like:
+        total = to_tensors({name: sums[0][name]})[name]
+        for part in sums[1:]:
+            np.add(total.numpy(), part[name], out=total.numpy())
+        means[name] = total / tasks
+    return means
+
+
+def euclidean_norm(tensors: dict[str, Tensor]) -> float:
+    """Norm of all tensors together, in float64 over fixed blocks in the order of the names.
+
+    Not finite exactly when a value is not finite (squares of fp32 fit into float64).
+    """
+    total = 0.0
+    for name in sorted(tensors):
+        for block in tensors[name].flatten().split(BLOCK):
+            total += float(block.double().square().sum())
+    return math.sqrt(total) if total >= 0 else total
+
+
+def publish(state: OuterState) -> Published:
+    """The state's meta-parameters for readers, in memory that nobody writes to."""
+    return Published(
+        state.version,
+        {name: array.copy() for name, array in to_arrays(state.meta.parameters).items()},
+        {name: array.copy() for name, array in to_arrays(state.meta.statistics).items()},
+    )
+
+
+def own_copy(state: OuterState) -> OuterState:
+    """A copy that shares no memory with `state`, for example with a message that it came in."""
+    copies = (to_tensors(to_arrays(group)) for group in (state.meta.parameters, state.meta.statistics))
+    parameters, statistics = copies
+    optimizer = {name: to_tensors(to_arrays(tensors)) for name, tensors in state.optimizer.items()}
+    meta = state.meta._replace(parameters=parameters, statistics=statistics)
+    return replace(state, meta=meta, optimizer=optimizer)
+
+
+def all_finite(tensors: dict[str, Tensor]) -> bool:
+    """Whether no value is NaN or infinite."""
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values())

@@ -1,0 +1,79 @@
+"""Which execution strategy a job uses, by a static rule, and the proof before the first step.
+
+The choice is a function of job and device kind, never of a stopwatch, because the strategies differ in the
+last bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metadist.learners import Learner, Meta
+from metadist.outer.meta_gradient import MetaGradient, Strategy, compute_meta_gradient
+from metadist.tasks import Examples, Task
+
+#: largest relative difference between a strategy and the plain loop in float64; rounding stays below 1e-10
+TOLERANCE = 1e-7
+
+
+@dataclass(frozen=True)
+class StrategyCheck:
+    """What the check of a strategy found.
+
+    Attributes:
+        strategy: the one to use.
+        rule: the one that the rule chose; another than `strategy` when it was found wrong.
+        difference: relative difference of the rule's choice from the plain loop, NaN where it failed.
+        reason: why, in a sentence.
+    """
+
+    strategy: Strategy
+    rule: Strategy
+    difference: float
+    reason: str
+
+
+def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, str]:
+    """The strategy for a learner on a kind of device, and why."""
+    if device.type != "cpu":
+        return "vectorized", f"all tasks of a chunk at once on {device.type}"
+    if not getattr(learner.network.module, "vectorizes", True):
+        return "loop", "task by task: this model's activations outgrow the CPU's caches when tasks are batched"
+    return "vectorized", "all tasks of a chunk at once: small tasks are bound by the cost of each operation"
+
+
+def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, reason: str) -> StrategyCheck:
+    """Compare `rule` with the plain loop in float64 on `batch`, and fall back to the loop where it is wrong."""
+    if rule == "loop":
+        return StrategyCheck("loop", "loop", 0.0, reason)
+    meta64 = Meta(*(_double(group) for group in meta))
+    batch64 = Task(*(Examples(_double_tensor(part.x), _double_tensor(part.y), part.ways) for part in batch))
+    plain = compute_meta_gradient(learner, meta64, batch64, "loop")
+    try:
+        other = compute_meta_gradient(learner, meta64, batch64, rule)
+    except RuntimeError as error:
+        text = str(error).splitlines()[0][:160]
+        return StrategyCheck("loop", rule, float("nan"), f"task by task: vectorised it fails ({text})")
+    difference = relative_difference(plain, other)
+    if not difference <= TOLERANCE:
+        reason = f"task by task: vectorised it differs from the plain loop by {difference:.1e} in float64"
+        return StrategyCheck("loop", rule, difference, reason)
+    return StrategyCheck(rule, rule, difference, reason)
+
+
+def relative_difference(a: MetaGradient, b: MetaGradient) -> float:
+    """Euclidean distance of two meta-gradients over the norm of the first."""
+    distance = sum(float((a.gradient[name] - b.gradient[name]).square().sum()) for name in a.gradient)
+    norm = sum(float(value.square().sum()) for value in a.gradient.values())
+    return float((distance / max(norm, 1e-300)) ** 0.5)
+
+
+def _double_tensor(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def _double(group: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _double_tensor(value) for name, value in group.items()}

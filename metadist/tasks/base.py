@@ -1,0 +1,143 @@
+"""A task, a batch of tasks, and what every family of tasks promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metadist.errors import UserError
+
+Split = Literal["train", "valid", "test"]
+Loss = Literal["cross_entropy", "mse"]
+
+
+class Examples(NamedTuple):
+    """Inputs `x` [n, …] with targets `y`: class numbers [n] (int64), or values [n, outputs].
+
+    Attributes:
+        ways: the number of classes; 0 for values.
+    """
+
+    x: Tensor
+    y: Tensor
+    ways: int
+
+
+class Task(NamedTuple):
+    """A support set to adapt on and a query set to be judged on.
+
+    A batch of tasks is the same tuple with a leading task dimension on every tensor. Rows of a
+    classification task go shot by shot (all classes once, then all classes again), so that any
+    run of rows is as balanced as it can be.
+    """
+
+    support: Examples
+    query: Examples
+
+
+#: which of a batch's leaves have the task dimension, for `torch.func.vmap`
+TASK_AXES = Task(Examples(0, 0, None), Examples(0, 0, None))  # type: ignore[arg-type]
+
+
+def take(batch: Task, index: int) -> Task:
+    """The task at `index` of a batch."""
+    return Task(*(Examples(part.x[index], part.y[index], part.ways) for part in batch))
+
+
+def join(tasks: Sequence[Task]) -> Task:
+    """Tasks of equal shapes as one batch."""
+    return Task(
+        *(
+            Examples(
+                torch.stack([part.x for part in parts]),
+                torch.stack([part.y for part in parts]),
+                parts[0].ways,
+            )
+            for parts in zip(*tasks, strict=True)
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Episode:
+    """The size of a task: `ways` classes (1 for regression), examples per class to adapt on and to judge on."""
+
+    ways: int
+    shots: int
+    query: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksConfig:
+    """What every family of tasks has in common."""
+
+    #: classes per task
+    ways: int = 5
+    #: support examples per class
+    shots: int = 1
+    #: query examples per class in training; `evaluation.query` says how many judge an evaluation
+    query: int = 1
+    #: classes per task in training, where it differs from `ways`
+    train_ways: int | None = None
+    #: support examples per class in training, where it differs from `shots`
+    train_shots: int | None = None
+    #: tasks per outer step (the meta-batch)
+    batch: int = 32
+    #: tasks per chunk, the unit of work and of summation; never a function of the number of workers
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("ways", "shots", "query", "train_ways", "train_shots", "batch", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(name, value, "a whole number of at least 1")
+        if self.chunk > self.batch:
+            raise UserError(
+                "chunk", self.chunk, f"at most tasks.batch = {self.batch}", "Lower chunk or raise batch."
+            )
+
+    def training_episode(self) -> Episode:
+        """The size of a training task."""
+        return Episode(self.train_ways or self.ways, self.train_shots or self.shots, self.query)
+
+
+class TaskDistribution(ABC):
+    """A family of tasks, addressable: the same (split, seed, index) is the same task everywhere."""
+
+    #: what the query set is judged by
+    loss: Loss
+    #: shape of one input, without any batch dimension
+    input_shape: tuple[int, ...]
+
+    @abstractmethod
+    def sample(self, split: Split, seed: int, index: int, episode: Episode) -> Any:
+        """Draw the task at an address, as the few numbers that define it (no pixels).
+
+        A pure function. The support set does not depend on `episode.query`.
+        """
+
+    @abstractmethod
+    def gather(self, drawn: Sequence[Any], device: torch.device) -> Task:
+        """The drawn tasks as one batch of tensors on `device` (floats in float32)."""
+
+    def batch(
+        self, split: Split, seed: int, indices: Sequence[int], episode: Episode, device: torch.device
+    ) -> Task:
+        """The tasks at the addresses (split, seed, i) for i in `indices`, as one batch."""
+        return self.gather([self.sample(split, seed, index, episode) for index in indices], device)
+
+    def outputs(self, episode: Episode) -> int:
+        """The number of outputs that a model needs for tasks of this size."""
+        return episode.ways
+
+    def check(self, split: Split, episode: Episode) -> None:
+        """Raise `UserError` when `split` cannot give tasks of this size. Families without limits accept all."""
+
+    def has(self, split: Split) -> bool:
+        """Whether tasks can be drawn from `split`."""
+        return True

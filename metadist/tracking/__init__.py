@@ -1,0 +1,20 @@
+"""Experiment tracking: runs in MLflow, metrics in the run's folder, plots.
+
+Importing this package imports neither MLflow nor matplotlib: both take seconds, which the training's
+first step must not wait for.
+"""
+
+from metadist.tracking.config import TrackingConfig, resolve_uri
+from metadist.tracking.metrics_log import MetricsFile
+from metadist.tracking.tracker import NullTracker, RunEnd, Tracker, TrackingReport, open_tracker
+
+__all__ = [
+    "MetricsFile",
+    "NullTracker",
+    "RunEnd",
+    "Tracker",
+    "TrackingConfig",
+    "TrackingReport",
+    "open_tracker",
+    "resolve_uri",
+]

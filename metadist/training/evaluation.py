@@ -1,0 +1,206 @@
+"""Judging a version on a fixed, named set of tasks.
+
+Scores come back per task and are reduced in the order of the tasks in float64, so that a decision taken on
+them does not depend on who computed what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from metadist.outer import Strategy
+from metadist.tasks import Episode
+from metadist.tasks.base import Split
+from metadist.training.dispatch import Dispatcher
+from metadist.training.seams import Ref
+from metadist.training.work import EvaluationWork, TaskScores
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """A fixed set of tasks, and how to adapt to them.
+
+    Attributes:
+        split: split that the tasks are drawn from.
+        seed: seed of their addresses; the tasks are numbers 0 to `tasks` − 1.
+        tasks: number of tasks.
+        episode: their size.
+        steps: adaptation steps.
+        chunk: tasks per piece of work.
+        norm: the model's normalisation, stated with every result because it changes what accuracy means.
+    """
+
+    split: Split
+    seed: int
+    tasks: int
+    episode: Episode
+    steps: int
+    chunk: int
+    norm: str
+
+    @property
+    def name(self) -> str:
+        """Names the set: equal names are equal tasks of equal data."""
+        e = self.episode
+        return f"{self.split}-{self.tasks}x{e.ways}w{e.shots}s{e.query}q-seed{self.seed}"
+
+    def works(self, strategy: Strategy, scratch: bool) -> list[EvaluationWork]:
+        """The pieces of work."""
+        return [
+            EvaluationWork(
+                split=self.split,
+                seed=self.seed,
+                first=first,
+                count=min(self.chunk, self.tasks - first),
+                episode=self.episode,
+                steps=self.steps,
+                scratch=scratch,
+                strategy=strategy,
+            )
+            for first in range(0, self.tasks, self.chunk)
+        ]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a set of tasks says about a version.
+
+    Attributes:
+        name: of the set of tasks.
+        accuracy: mean over tasks of the share of query rows classified correctly after the last step;
+            `None` for regression.
+        ci95: half the width of the 95 % interval of that mean over tasks (Student's t); for regression, of
+            the mean loss.
+        loss: mean query loss; mean squared error for regression.
+        per_step: accuracy, loss and their intervals after 0, 1, … adaptation steps.
+        from_scratch: the same as `accuracy` (`loss` for regression) for a random start on the same tasks.
+        precision, recall, f1: macro averages over ways, of all query rows together.
+        confusion: query rows by true way (row) and predicted way (column).
+    """
+
+    name: str
+    tasks: int
+    ways: int
+    shots: int
+    query: int
+    steps: int
+    norm: str
+    accuracy: float | None
+    ci95: float
+    loss: float
+    per_step: list[dict[str, float]]
+    from_scratch: float | None = None
+    from_scratch_ci95: float | None = None
+    from_scratch_per_step: list[dict[str, float]] | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+    confusion: list[list[int]] | None = None
+
+    @property
+    def score(self) -> float:
+        """Higher is better: accuracy, or the loss with its sign turned."""
+        return self.accuracy if self.accuracy is not None else -self.loss
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def evaluate(
+    dispatcher: Dispatcher,
+    plan: EvaluationPlan,
+    strategy: Strategy,
+    version: Ref,
+    with_scratch: bool = False,
+    with_classes: bool = False,
+) -> Evaluation:
+    """Judge a published version on the plan's tasks, spread over the workers.
+
+    Args:
+        with_scratch: also judge a random start on the same tasks.
+        with_classes: also report precision, recall, F1 and confusion.
+    """
+    scores = _scores(dispatcher, plan, strategy, version, scratch=False)
+    classifies = bool(scores.predictions.size)
+    curve = _curve(scores, classifies)
+    last = curve[-1]
+    extra: dict[str, Any] = {}
+    if with_scratch:
+        scratch = _curve(_scores(dispatcher, plan, strategy, version, scratch=True), classifies)
+        measure = "accuracy" if classifies else "loss"
+        extra = {
+            "from_scratch": scratch[-1][measure],
+            "from_scratch_ci95": scratch[-1][f"{measure}_ci95"],
+            "from_scratch_per_step": scratch,
+        }
+    if with_classes and classifies:
+        extra |= _classes(scores, plan.episode.ways)
+    return Evaluation(
+        name=plan.name,
+        tasks=plan.tasks,
+        ways=plan.episode.ways,
+        shots=plan.episode.shots,
+        query=plan.episode.query,
+        steps=plan.steps,
+        norm=plan.norm,
+        accuracy=last["accuracy"] if classifies else None,
+        ci95=last["accuracy_ci95"] if classifies else last["loss_ci95"],
+        loss=last["loss"],
+        per_step=curve,
+        **extra,
+    )
+
+
+def _scores(
+    dispatcher: Dispatcher, plan: EvaluationPlan, strategy: Strategy, version: Ref, scratch: bool
+) -> TaskScores:
+    reports = dispatcher.run_all(plan.works(strategy, scratch), version)
+    parts = [report for report in reports if isinstance(report, TaskScores)]
+    assert len(parts) == len(reports)
+    return TaskScores(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("losses", "correct", "predictions", "labels")
+        )
+    )
+
+
+def _curve(scores: TaskScores, classifies: bool) -> list[dict[str, float]]:
+    curve = []
+    for step in range(scores.losses.shape[1]):
+        loss, loss_ci95 = mean_and_ci95(scores.losses[:, step])
+        point = {"step": float(step), "loss": loss, "loss_ci95": loss_ci95}
+        if classifies:
+            rows = scores.labels.shape[1]
+            accuracy, accuracy_ci95 = mean_and_ci95(scores.correct[:, step] / rows)
+            point |= {"accuracy": accuracy, "accuracy_ci95": accuracy_ci95}
+        curve.append(point)
+    return curve
+
+
+def mean_and_ci95(values: np.ndarray) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; 0 for fewer than two values."""
+    from scipy import stats
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, 0.0
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return mean, float(half)
+
+
+def _classes(scores: TaskScores, ways: int) -> dict[str, Any]:
+    from sklearn import metrics
+
+    labels, predictions = scores.labels.ravel(), scores.predictions.ravel()
+    every = list(range(ways))
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=every, average="macro", zero_division=0
+    )
+    confusion: Sequence[Sequence[int]] = metrics.confusion_matrix(labels, predictions, labels=every).tolist()
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "confusion": confusion}

@@ -1,0 +1,83 @@
+"""The runtime without Ray: one worker and the server in this process. The oracle for every other runtime."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metadist.outer import Experiment, Update
+from metadist.training.machine import fingerprint
+from metadist.training.run_folder import RunFolder
+from metadist.training.seams import Done, Event, Joined, ParameterServer, Ref, WorkerPool
+from metadist.training.server import Server
+from metadist.training.work import Work, Worker
+
+
+@dataclass
+class Box:
+    """A ref of this runtime: empty until its value exists."""
+
+    value: Any = None
+
+
+class InProcessPool(WorkerPool):
+    """One worker that does its work when the loop waits for it."""
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        self._worker = Worker(experiment, device)
+        self._queue: deque[tuple[int, Work, Box, Box]] = deque()
+        self._joined = Joined(0, fingerprint(device))
+        self._greeted = False
+
+    def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
+        payload = Box()
+        self._queue.append((ticket, work, version, payload))
+        return payload
+
+    def wait(self, timeout: float) -> list[Event]:
+        if not self._greeted:
+            self._greeted = True
+            return [self._joined]
+        ticket, work, version, payload = self._queue.popleft()
+        payload.value, report = self._worker.run(work, version.value)
+        return [Done(0, ticket, report)]
+
+    def close(self) -> None:
+        self._queue.clear()
+
+
+class InProcessServer(ParameterServer):
+    """The server in this process; a step is taken when its outcome is asked for."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._server = Server(experiment)
+        self._ordered: dict[int, tuple[Sequence[Box], Box]] = {}
+
+    def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
+        return Box(self._server.start(folder, checkpoint)[0])
+
+    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
+        following = Box()
+        self._ordered[version] = (payloads, following)
+        return following
+
+    def outcome(self, version: int) -> Update:
+        payloads, following = self._ordered.pop(version)
+        following.value, update, _ = self._server.apply(version, [box.value for box in payloads])
+        return update
+
+    def recover(self) -> Ref:
+        return Box(self._server.restore(self._server.state))
+
+    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
+        return self._server.save(folder, name, identity, progress)
+
+    def read(self, folder: RunFolder, checkpoint: str) -> Ref:
+        return Box(self._server.read(folder, checkpoint))
+
+    def close(self) -> None:
+        self._ordered.clear()

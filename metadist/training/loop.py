@@ -1,0 +1,273 @@
+"""The one training loop, for every runtime.
+
+    published = server.start(…)            # version 0, or a checkpoint's
+    strategy  = a worker checks the rule's choice
+    for the next barrier:                  # validation, checkpoint, stop
+        take steps up to it                # chained, see Stepper
+        validate, decide, save
+    test the best version
+
+A decision belongs to a version: no work for a later version is given out before it is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from metadist.outer import Experiment, StrategyCheck
+from metadist.training.dispatch import Dispatcher
+from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate
+from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
+from metadist.training.seams import ParameterServer, Ref, WorkerPool
+from metadist.training.stepper import Stepper, StepRecord
+from metadist.training.work import CheckWork
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What to do when.
+
+    Attributes:
+        steps: outer steps of the whole run.
+        stop_after: end early at this version, with a checkpoint.
+        validate: the fixed validation tasks, every so many steps; `None` does not validate.
+        patience: end after so many validations without a better one.
+        tests: final evaluations by name, of the best version on validation.
+        checkpoint_every: steps between checkpoints.
+        keep: how many of the newest checkpoints to keep, besides the best.
+        identity: sha of the job's identity, written into every checkpoint.
+        deadline: seconds within which something must happen.
+    """
+
+    steps: int
+    validate: EvaluationPlan | None
+    validate_every: int
+    tests: dict[str, EvaluationPlan]
+    checkpoint_every: int
+    keep: int
+    identity: str
+    deadline: float
+    stop_after: int | None = None
+    patience: int | None = None
+
+
+class Observer(Protocol):
+    """Told what happens, on the driver; returns at once."""
+
+    def say(self, text: str) -> None:
+        """Something that the user should know, in a sentence."""
+
+    def ready(self, check: StrategyCheck, version: int, fingerprint: dict[str, str]) -> None:
+        """The first worker is there and the strategy was checked; training starts at `version`."""
+
+    def stepped(self, record: StepRecord, workers: int, losses: int) -> None:
+        """A step was committed."""
+
+    def validated(self, version: int, evaluation: Evaluation, best: bool) -> None:
+        """A version was validated."""
+
+    def saved(self, version: int, name: str) -> None:
+        """A checkpoint was written."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: the version at the end.
+        outcome: `finished`, `stopped` (resumable, before its last step) or `early` (patience).
+        tested: which version the tests judged.
+        tested_as: `best on validation` or `last`.
+        tasks_per_second: training tasks over the time spent in steps.
+    """
+
+    step: int
+    outcome: str
+    params_sha256: str
+    tasks_per_second: float
+    train_seconds: float
+    strategy: StrategyCheck
+    worker_losses: int
+    server_losses: int
+    chunks_redone: int
+    tested: int | None = None
+    tested_as: str | None = None
+    valid: Evaluation | None = None
+    tests: dict[str, Evaluation] = field(default_factory=dict)
+
+
+@dataclass
+class _Progress:
+    """What the driver remembers between checkpoints, as plain JSON in each of them."""
+
+    best_version: int | None = None
+    best_score: float | None = None
+    since_best: int = 0
+    seconds: float = 0.0
+    ended_early: bool = False
+
+
+def train(
+    experiment: Experiment,
+    plan: TrainPlan,
+    pool: WorkerPool,
+    server: ParameterServer,
+    folder: RunFolder,
+    observer: Observer,
+    stop: Callable[[], bool] = lambda: False,
+    resume: str | None = None,
+    progress: dict[str, Any] | None = None,
+) -> TrainResult:
+    """Run a job from its start, or from checkpoint `resume`, to its end or to where it is stopped.
+
+    Args:
+        stop: asked after every step; true ends the run with a checkpoint.
+        progress: the checkpoint's own, with `resume`.
+    """
+    return _Run(experiment, plan, pool, server, folder, observer, stop).train(resume, progress or {})
+
+
+class _Run:
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: TrainPlan,
+        pool: WorkerPool,
+        server: ParameterServer,
+        folder: RunFolder,
+        observer: Observer,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.experiment, self.plan, self.server = experiment, plan, server
+        self.folder, self.observer, self.stop = folder, observer, stop
+        self.dispatcher = Dispatcher(pool, plan.deadline, observer.say)
+        self.progress = _Progress()
+        self.saved: int | None = None
+        self.sha = ""
+        self.steps_done = 0
+        self.seconds = 0.0
+        self.valid: tuple[int, Evaluation] | None = None
+
+    def train(self, resume: str | None, progress: dict[str, Any]) -> TrainResult:
+        self.progress = _Progress(**progress)
+        published = self.server.start(self.folder if resume else None, resume)
+        version = checkpoint_version(resume) if resume else 0
+        self.check = self._check(published)
+        self.observer.ready(self.check, version, self.dispatcher.fingerprint)
+        self.stepper = Stepper(
+            self.dispatcher,
+            self.server,
+            self.experiment.rule,
+            self.check.strategy,
+            self.experiment.distribution.loss == "cross_entropy",
+            version,
+            published,
+            self.observer.say,
+        )
+        last = min(self.plan.steps, self.plan.stop_after or self.plan.steps)
+        stopped = False
+        try:
+            while self.stepper.version < last and not stopped and not self.progress.ended_early:
+                stopped = self._steps(self._next_barrier(last))
+                self._barrier()
+        finally:
+            # The last good version, also when the run was stopped between barriers or went wrong.
+            self._save()
+        ended = self.stepper.version >= self.plan.steps or self.progress.ended_early
+        return self._result("stopped" if not ended else "early" if self.progress.ended_early else "finished")
+
+    def _check(self, published: Ref) -> StrategyCheck:
+        (report,) = self.dispatcher.run_all([CheckWork()], published)
+        assert isinstance(report, StrategyCheck)
+        return report
+
+    def _next_barrier(self, last: int) -> int:
+        version = self.stepper.version
+        everies = [self.plan.checkpoint_every]
+        if self.plan.validate is not None:
+            everies.append(self.plan.validate_every)
+        return min(last, *((version // every + 1) * every for every in everies))
+
+    def _steps(self, until: int) -> bool:
+        """Take steps up to a barrier; returns whether the user stopped the run on the way."""
+        for record in self.stepper.advance(until):
+            self.steps_done += 1
+            self.seconds += record.seconds
+            self.progress.seconds += record.seconds
+            self.observer.stepped(record, len(self.dispatcher.alive), self.dispatcher.losses)
+            if self.stop():
+                # What was given out for later steps is void: stopping loses no committed step.
+                return True
+        return False
+
+    def _barrier(self) -> None:
+        version = self.stepper.version
+        plan = self.plan
+        if plan.validate is not None and (version % plan.validate_every == 0 or version == plan.steps):
+            self._validate(version)
+        if version % plan.checkpoint_every == 0 or version == self.progress.best_version:
+            self._save()
+
+    def _validate(self, version: int) -> None:
+        assert self.plan.validate is not None
+        result = evaluate(self.dispatcher, self.plan.validate, self.check.strategy, self.stepper.published)
+        self.valid = (version, result)
+        best = self.progress.best_score is None or result.score > self.progress.best_score
+        if best:
+            self.progress.best_version, self.progress.best_score = version, result.score
+            self.progress.since_best = 0
+        else:
+            self.progress.since_best += 1
+        patience = self.plan.patience
+        self.progress.ended_early = patience is not None and self.progress.since_best >= patience
+        self.observer.validated(version, result, best)
+
+    def _save(self) -> None:
+        version = self.stepper.version
+        if version == self.saved:
+            return
+        name = checkpoint_name(version)
+        self.sha = self.server.save(self.folder, name, self.plan.identity, vars(self.progress))
+        self.saved = version
+        best = self.progress.best_version
+        self.folder.prune(self.plan.keep, set() if best is None else {checkpoint_name(best)})
+        self.folder.renew()
+        self.observer.saved(version, name)
+
+    def _result(self, outcome: str) -> TrainResult:
+        tested: int | None = None
+        tests: dict[str, Evaluation] = {}
+        valid = self.valid[1] if self.valid else None
+        if outcome != "stopped" and self.plan.tests:
+            best = self.progress.best_version
+            tested = self.stepper.version if best is None else best
+            version = self.stepper.published
+            if tested != self.stepper.version:
+                version = self.server.read(self.folder, checkpoint_name(tested))
+            strategy = self.check.strategy
+            if self.plan.validate is not None:
+                valid = evaluate(self.dispatcher, self.plan.validate, strategy, version, with_scratch=True)
+            for name, plan in self.plan.tests.items():
+                self.observer.say(f"testing version {tested} on {plan.name}")
+                tests[name] = evaluate(self.dispatcher, plan, strategy, version, True, True)
+        rate = self.steps_done * self.experiment.rule.tasks / self.seconds if self.seconds else 0.0
+        return TrainResult(
+            step=self.stepper.version,
+            outcome=outcome,
+            params_sha256=self.sha,
+            tasks_per_second=rate,
+            train_seconds=self.progress.seconds,
+            strategy=self.check,
+            worker_losses=self.dispatcher.losses,
+            server_losses=self.stepper.server_losses,
+            chunks_redone=self.stepper.redone,
+            tested=tested,
+            tested_as=None if tested is None else "last" if self.progress.best_version is None else "best on validation",
+            valid=valid,
+            tests=tests,
+        )
+
+

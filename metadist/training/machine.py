@@ -1,0 +1,53 @@
+"""What of a machine can change bits: threads, hardware, library versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import numpy as np
+import torch
+
+
+def set_threads(threads: int) -> None:
+    """Fix torch's threads. Call it before torch is used: one thread against two changes bits."""
+    torch.set_num_threads(threads)
+
+
+def make_deterministic(device: torch.device) -> None:
+    """On CUDA: deterministic algorithms, fixed cuBLAS workspace, no TF32."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+
+
+def pick_device(gpus: float) -> torch.device:
+    """The device that a worker adapts on: the first GPU it was given, or the CPU."""
+    return torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
+
+
+def fingerprint(device: torch.device) -> dict[str, str]:
+    """What must be equal on every worker of a run for its bits to be the same."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "mkl_cbwr": os.environ.get("MKL_CBWR", ""),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            for line in info:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

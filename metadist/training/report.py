@@ -1,0 +1,116 @@
+"""The pictures and the page at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metadist.learners import Meta
+from metadist.outer import Experiment
+from metadist.tasks import Episode, Examples, Task, take
+from metadist.tracking import MetricsFile, plots
+from metadist.training.evaluation import Evaluation
+
+CPU = torch.device("cpu")
+
+
+def draw_plots(
+    experiment: Experiment,
+    meta: Meta,
+    metrics: Path,
+    tests: Mapping[str, Evaluation],
+    episode: Episode,
+    target: Path,
+) -> list[Path]:
+    """Draw a run's pictures into the folder `target`; returns their paths.
+
+    Args:
+        meta: the version that was tested.
+        episode: size of an evaluation task.
+    """
+    curves = target / "training.png"
+    plots.training_curves(MetricsFile.read(str(metrics)), curves)
+    drawn = [curves]
+    if tests:
+        drawn.append(_by_step(next(iter(tests.values())), target / "accuracy-by-step.png"))
+    sheet = target / "tasks.png"
+    indices = range(3)
+    if experiment.distribution.loss == "mse":
+        plots.regression_sheet([_regression(experiment, meta, index, episode) for index in indices], sheet)
+        drawn.append(sheet)
+    elif len(experiment.distribution.input_shape) == 3:
+        batch = experiment.distribution.batch("train", experiment.seed, indices, experiment.episode, CPU)
+        plots.task_sheet(_images(batch.support), _images(batch.query), sheet)
+        drawn.append(sheet)
+    return drawn
+
+
+def _by_step(test: Evaluation, path: Path) -> Path:
+    classifies = test.accuracy is not None
+    measure, factor = ("accuracy", 100.0) if classifies else ("loss", 1.0)
+
+    def curve(points: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+        return [(point[measure] * factor, point[f"{measure}_ci95"] * factor) for point in points]
+
+    curves = {"meta-learned": curve(test.per_step)}
+    if test.from_scratch_per_step:
+        curves["random start"] = curve(test.from_scratch_per_step)
+    plots.accuracy_by_step(curves, path, "query accuracy (%)" if classifies else "mean squared error")
+    return path
+
+
+def _images(part: Examples) -> np.ndarray:
+    """Rows that go shot by shot, as [tasks, ways, shots, channels, height, width] in 0…1."""
+    images = part.x.unflatten(1, (-1, part.ways)).transpose(1, 2).numpy()
+    low, high = images.min(), images.max()
+    scaled: np.ndarray = (images - low) / max(high - low, 1e-6)
+    return scaled
+
+
+def _regression(experiment: Experiment, meta: Meta, index: int, episode: Episode) -> plots.RegressionTask:
+    wide = Episode(episode.ways, episode.shots, 200)
+    task: Task = take(experiment.distribution.batch("test", 0, [index], wide, CPU), 0)
+    order = task.query.x[:, 0].argsort()
+    x = task.query.x[order]
+    learner = experiment.learner
+    steps = list(learner.adaptation(meta, task.support, learner.eval_steps))
+    chosen = sorted({0, 1, len(steps) - 1} & set(range(len(steps))))
+    return {
+        "x_support": task.support.x[:, 0].numpy(),
+        "y_support": task.support.y[:, 0].numpy(),
+        "x": x[:, 0].numpy(),
+        "y_true": task.query.y[order][:, 0].numpy(),
+        "y_pred_by_step": {step: learner.predict(steps[step], x).detach()[:, 0].numpy() for step in chosen},
+    }
+
+
+def report_page(name: str, summary: Mapping[str, object], tests: Mapping[str, Evaluation], drawn: list[Path]) -> str:
+    """A short page in Markdown: what was tested, the figures, the pictures."""
+    lines = [f"# {name}", ""]
+    lines += [f"- {key}: {value}" for key, value in summary.items() if isinstance(value, str | int | float)]
+    lines += ["", "| tasks | normalisation | steps | result | random start |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {test.name} | {test.norm} | {test.steps} | {in_words(test)} | {scratch_in_words(test)} |"
+        for test in tests.values()
+    ]
+    lines += ["", *(f"![{path.stem}](plots/{path.name})" for path in drawn), ""]
+    return "\n".join(lines)
+
+
+def in_words(test: Evaluation) -> str:
+    """The main figure with its 95 % interval."""
+    if test.accuracy is None:
+        return f"mean squared error {test.loss:.4f} ± {test.ci95:.4f}"
+    return f"{100 * test.accuracy:.2f} ± {100 * test.ci95:.2f} %"
+
+
+def scratch_in_words(test: Evaluation) -> str:
+    """The same figure for a random start."""
+    if test.from_scratch is None or test.from_scratch_ci95 is None:
+        return ""
+    if test.accuracy is None:
+        return f"{test.from_scratch:.4f} ± {test.from_scratch_ci95:.4f}"
+    return f"{100 * test.from_scratch:.2f} ± {100 * test.from_scratch_ci95:.2f} %"

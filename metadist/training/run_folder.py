@@ -1,0 +1,225 @@
+"""A run is a folder, on a local path or on any file system that pyarrow knows by URI.
+
+Files appear whole or not at all: they are written aside and then renamed. One driver at a time holds the
+folder, by a lease with an epoch that every write checks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import fs
+
+from metadist.errors import UserError
+
+CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
+#: seconds after which the lease of a driver on another host counts as abandoned
+LEASE_SECONDS = 60.0
+
+
+class LeaseLost(RuntimeError):
+    """Another driver has taken over the run folder."""
+
+
+def _file_system(location: str) -> tuple[fs.FileSystem, str]:
+    if "://" in location:
+        try:
+            return fs.FileSystem.from_uri(location)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise UserError(
+                "storage", location, "a folder or a URI that pyarrow can open", str(error).splitlines()[0]
+            ) from error
+    return fs.LocalFileSystem(), os.path.abspath(location)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder; a small value that can be sent to other processes.
+
+    Attributes:
+        location: path or URI of the folder.
+        epoch: the lease under which this holder writes; 0 for readers.
+    """
+
+    location: str
+    epoch: int = 0
+
+    def _place(self, name: str) -> tuple[fs.FileSystem, str]:
+        system, root = _file_system(self.location)
+        return system, f"{root}/{name}" if name else root
+
+    @property
+    def local(self) -> str | None:
+        """The folder's path, if it is on this machine's file system."""
+        system, path = self._place("")
+        return path if isinstance(system, fs.LocalFileSystem) else None
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the folder, or a file in it, is there."""
+        system, path = self._place(name)
+        return bool(system.get_file_info(path).type != fs.FileType.NotFound)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            UserError: there is no such file, or it cannot be read.
+        """
+        system, path = self._place(name)
+        try:
+            with system.open_input_stream(path, compression=None) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise UserError(path, _reason(error), "a file that can be read") from error
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            path = self._place(name)[1]
+            raise UserError(path, str(error), "JSON", "The file was changed or cut off.") from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole: aside first, then renamed.
+
+        Raises:
+            LeaseLost: another driver holds the folder.
+            UserError: it cannot be written; nothing is left behind.
+        """
+        if self.epoch and self._lease().get("epoch") != self.epoch:
+            raise LeaseLost(f"{self.location} was taken over by another driver: {self._lease()}")
+        self._write(name, data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        system, path = self._place(name)
+        folder, _, file = path.rpartition("/")
+        aside = f"{folder}/.{file}.{secrets.token_hex(4)}"
+        try:
+            system.create_dir(folder, recursive=True)
+            if isinstance(system, fs.LocalFileSystem):
+                with open(aside, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            else:
+                with system.open_output_stream(aside, compression=None) as stream:
+                    stream.write(data)
+            system.move(aside, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                system.delete_file(aside)
+            hint = "Free some space, then go on with --resume." if error.errno == errno.ENOSPC else ""
+            raise UserError(path, _reason(error), "a file that can be written", hint) from error
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file whole."""
+        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def checkpoints(self) -> list[str]:
+        """Names of the complete checkpoints, oldest first."""
+        system, path = self._place("checkpoints")
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(f"checkpoints/{info.base_name}" for info in found if CHECKPOINT.fullmatch(info.base_name))
+
+    def prune(self, keep: int, spare: set[str]) -> None:
+        """Delete all checkpoints but the newest `keep` and the ones in `spare`."""
+        for name in self.checkpoints()[:-keep]:
+            if name not in spare:
+                system, path = self._place(name)
+                system.delete_file(path)
+
+    def _lease(self) -> dict[str, Any]:
+        if not self.exists("lease.json"):
+            return {}
+        lease: dict[str, Any] = self.read_json("lease.json")
+        return lease
+
+    def acquire(self) -> RunFolder:
+        """Take the lease; the result may write.
+
+        Raises:
+            UserError: a driver that is alive holds it.
+        """
+        lease = self._lease()
+        if lease and not lease.get("released") and _alive(lease):
+            raise UserError(
+                self.location,
+                f"a run held by process {lease['pid']} on {lease['host']}",
+                "a run that no driver holds",
+                "Wait for that driver to end, or stop it (Ctrl-C saves a checkpoint).",
+            )
+        held = RunFolder(self.location, int(lease.get("epoch", 0)) + 1)
+        held._write_lease(released=False)
+        return held
+
+    def renew(self) -> None:
+        """Say that this holder lives; call it from time to time."""
+        if self._lease().get("epoch") != self.epoch:
+            raise LeaseLost(f"{self.location} was taken over by another driver: {self._lease()}")
+        self._write_lease(released=False)
+
+    def release(self) -> None:
+        """Give the lease back, if it is still this holder's."""
+        with contextlib.suppress(UserError):
+            if self._lease().get("epoch") == self.epoch:
+                self._write_lease(released=True)
+
+    def _write_lease(self, released: bool) -> None:
+        lease = {
+            "epoch": self.epoch,
+            "pid": os.getpid(),
+            "started": _process_start(os.getpid()),
+            "host": socket.gethostname(),
+            "time": time.time(),
+            "released": released,
+        }
+        self._write("lease.json", json.dumps(lease).encode())
+
+
+def checkpoint_name(version: int) -> str:
+    """Name of the checkpoint of a version, in its run folder."""
+    return f"checkpoints/step-{version:08d}.safetensors"
+
+
+def checkpoint_version(name: str) -> int:
+    """Version of a checkpoint, from its name."""
+    match = CHECKPOINT.search(name)
+    if match is None:
+        raise UserError("checkpoint", name, "a file named step-NNNNNNNN.safetensors")
+    return int(match.group(1))
+
+
+def _alive(lease: dict[str, Any]) -> bool:
+    if lease.get("host") != socket.gethostname():
+        return time.time() - float(lease.get("time", 0)) < LEASE_SECONDS
+    return _process_start(int(lease["pid"])) == lease.get("started") is not None
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process of this machine started, or `None` when there is none: tells a reused pid."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "unknown"
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error).splitlines()[0]

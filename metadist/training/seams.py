@@ -1,0 +1,130 @@
+"""The two seams between the training loop and whatever runs it.
+
+The in-process pair and the Ray pair pass the same contract tests. A `Ref` is a value that lives where the
+runtime keeps it and may not exist yet: the loop hands refs on without looking inside.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metadist.outer import Update
+from metadist.training.run_folder import RunFolder
+from metadist.training.work import Report, Work
+
+Ref = Any
+
+
+@dataclass(frozen=True)
+class Done:
+    """A worker finished the work with this ticket."""
+
+    worker: int
+    ticket: int
+    report: Report
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker is gone, and with it the work it had not finished."""
+
+    worker: int
+    tickets: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Voided:
+    """A worker could not do the work because its version never came to be; the worker is well."""
+
+    worker: int
+    ticket: int
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A worker is ready for work."""
+
+    worker: int
+    fingerprint: dict[str, str]
+
+
+Event = Done | Lost | Voided | Joined
+
+
+class PoolError(RuntimeError):
+    """No worker can be had, or one raised an error of its own; the text says which and why."""
+
+
+class WorkerPool(ABC):
+    """Workers that take work. Work given to one worker is done in the order in which it was given."""
+
+    @abstractmethod
+    def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
+        """Give `work` at a version to a worker, without waiting; returns the ref of its payload."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> list[Event]:
+        """Wait for at least one event.
+
+        Raises:
+            TimeoutError: none came within `timeout` seconds.
+            PoolError: the pool cannot go on.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers. May be called twice."""
+
+
+class ServerLost(RuntimeError):
+    """The server is gone; `recover` makes a new one."""
+
+
+class PayloadLost(RuntimeError):
+    """A payload that a step needs is gone; the step's chunks must be computed again."""
+
+
+class ParameterServer(ABC):
+    """Holds the meta-parameters of one run and takes the outer steps (see `metadist.outer.server`).
+
+    Each call that waits does so for a bounded time and raises `ServerLost` when the server is gone.
+    """
+
+    @abstractmethod
+    def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
+        """Start from a checkpoint in `folder`, or from the initial state; returns the published version."""
+
+    @abstractmethod
+    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
+        """Order the step from `version`, without waiting; returns the ref of the next published version."""
+
+    @abstractmethod
+    def outcome(self, version: int) -> Update:
+        """Wait for the step that was ordered from `version`.
+
+        Raises:
+            PayloadLost: one of its payloads is gone.
+        """
+
+    @abstractmethod
+    def recover(self) -> Ref:
+        """A new server in the place of a lost one, at the last version whose outcome was returned.
+
+        Returns that version, published anew.
+        """
+
+    @abstractmethod
+    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
+        """Write the current version as checkpoint `name`; returns the sha256 of the meta-parameters."""
+
+    @abstractmethod
+    def read(self, folder: RunFolder, checkpoint: str) -> Ref:
+        """A checkpoint's meta-parameters as a published version; the server's own state stays as it is."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the server. May be called twice."""

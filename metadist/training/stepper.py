@@ -1,0 +1,210 @@
+"""Takes outer steps: chunks to workers, payloads to the server, the next version to the workers.
+
+The parts of a step are chained by refs: as soon as every chunk of step t has a worker, the server is told
+which payloads make step t, and workers that get free are given chunks of step t + 1 at a version that does not
+exist yet. Nobody waits for the driver.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from metadist.outer import ChunkKey, ChunkReport, OuterRule, Strategy, Update, Verdict
+from metadist.training.dispatch import Dispatcher
+from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLost
+from metadist.training.work import GradientWork
+
+
+class Diverged(RuntimeError):
+    """A meta-gradient is not finite; it was not applied."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A committed step: `version` is the one after it; sums over the meta-batch; `seconds` since the last."""
+
+    version: int
+    loss: float
+    accuracy: float | None
+    gradient_norm: float
+    lr: float
+    compute_seconds: float
+    seconds: float
+
+
+@dataclass
+class _Step:
+    version: int
+    published: Ref
+    pending: deque[int]
+    payloads: dict[int, Ref] = field(default_factory=dict)
+    reports: dict[int, ChunkReport] = field(default_factory=dict)
+    following: Ref = None
+    ordered: bool = False
+    #: a later step found that this step's outcome does not exist: wait for the reason
+    doubtful: bool = False
+
+
+class Stepper:
+    """The state of a run between driver, workers and server.
+
+    Args:
+        classifies: whether query rows have classes, so that there is an accuracy.
+        version: the version that the server holds, published as `published`.
+        say: told of a lost server, in a sentence.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        server: ParameterServer,
+        rule: OuterRule,
+        strategy: Strategy,
+        classifies: bool,
+        version: int,
+        published: Ref,
+        say: Callable[[str], None],
+    ) -> None:
+        self.dispatcher, self.server, self.rule, self.strategy = dispatcher, server, rule, strategy
+        self.classifies = classifies
+        self.version, self.published, self._say = version, published, say
+        self.server_losses = 0
+        self.redone = 0
+        self._steps: deque[_Step] = deque()
+        self._tickets: dict[int, tuple[_Step, int]] = {}
+        self._last = time.perf_counter()
+
+    def advance(self, until: int) -> Iterator[StepRecord]:
+        """Commit steps until the server is at version `until`; no work for later steps is given out.
+
+        Raises:
+            Diverged: a meta-gradient is not finite. The server stays at the version before.
+        """
+        self._last = time.perf_counter()
+        while self.version < until:
+            self._feed(until)
+            step = self._steps[0]
+            if len(step.reports) < self.rule.chunks:
+                self._collect()
+                continue
+            for report in step.reports.values():
+                if not report.finite:
+                    raise Diverged(
+                        f"step {step.version + 1}: the meta-gradient of chunk {report.key.chunk} is not finite"
+                    )
+            try:
+                update = self.server.outcome(step.version)
+            except ServerLost as error:
+                self._recover(str(error))
+                continue
+            except PayloadLost as error:
+                self._say(f"a result of step {step.version + 1} was lost ({error}); it is computed again")
+                self._redo(step, list(range(self.rule.chunks)))
+                continue
+            if update.verdict is not Verdict.ACCEPTED:
+                raise Diverged(f"step {step.version + 1}: the server refused the update as {update.verdict}")
+            yield self._commit(step, update)
+
+    def _commit(self, step: _Step, update: Update) -> StepRecord:
+        self._steps.popleft()
+        self.version, self.published = update.version, step.following
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        reports = [step.reports[chunk] for chunk in range(self.rule.chunks)]
+        rows = sum(report.rows for report in reports)
+        return StepRecord(
+            version=self.version,
+            loss=sum(report.loss for report in reports) / self.rule.tasks,
+            accuracy=sum(report.correct for report in reports) / rows if self.classifies else None,
+            gradient_norm=update.gradient_norm,
+            lr=update.lr,
+            compute_seconds=sum(report.seconds for report in reports),
+            seconds=seconds,
+        )
+
+    def _feed(self, until: int) -> None:
+        """Give out chunks while workers are free: of the current step, then of the one after it."""
+        while (worker := self.dispatcher.free()) is not None:
+            step = self._open_step(until)
+            if step is None:
+                return
+            chunk = step.pending.popleft()
+            key = ChunkKey(self.rule.run, step.version, 0, chunk)
+            work = GradientWork(key, self.strategy)
+            ticket, step.payloads[chunk] = self.dispatcher.submit(worker, work, step.published)
+            self._tickets[ticket] = (step, chunk)
+            self._order(step)
+
+    def _order(self, step: _Step) -> None:
+        """Tell the server which payloads make the step, once every chunk has a worker."""
+        if not step.pending and not step.ordered:
+            payloads = [step.payloads[chunk] for chunk in range(self.rule.chunks)]
+            step.following, step.ordered = self.server.apply(step.version, payloads), True
+
+    def _open_step(self, until: int) -> _Step | None:
+        for step in self._steps:
+            if step.pending:
+                return step
+        if not self._steps:
+            step = _Step(self.version, self.published, deque(range(self.rule.chunks)))
+        else:
+            last = self._steps[-1]
+            if len(self._steps) == 2 or last.version + 1 >= until or last.doubtful:
+                return None
+            step = _Step(last.version + 1, last.following, deque(range(self.rule.chunks)))
+        self._steps.append(step)
+        return step
+
+    def _collect(self) -> None:
+        polled = self.dispatcher.poll()
+        for ticket, report in polled.done:
+            if ticket in self._tickets:
+                step, chunk = self._tickets.pop(ticket)
+                assert isinstance(report, ChunkReport)
+                step.reports[chunk] = report
+        for ticket in polled.lost:
+            if ticket in self._tickets:
+                step, chunk = self._tickets[ticket]
+                self._redo(step, [chunk])
+        for ticket in polled.voided:
+            if ticket in self._tickets:
+                self._void(self._tickets[ticket][0])
+
+    def _void(self, step: _Step) -> None:
+        """The version that a step was to be computed at does not exist."""
+        if step is self._steps[0]:
+            self._recover("its published version is gone")
+            self._redo(step, [chunk for chunk in range(self.rule.chunks) if chunk not in step.reports])
+        else:
+            before = self._steps[self._steps.index(step) - 1]
+            before.doubtful = True
+            self._drop_after(before)
+
+    def _redo(self, step: _Step, chunks: list[int]) -> None:
+        """Compute chunks of a step again; whatever was built on its outcome is void."""
+        self._tickets = {t: (s, c) for t, (s, c) in self._tickets.items() if s is not step or c not in chunks}
+        for chunk in chunks:
+            step.reports.pop(chunk, None)
+            step.payloads.pop(chunk, None)
+        step.pending = deque(sorted({*step.pending, *chunks}))
+        step.ordered = step.doubtful = False
+        self.redone += len(chunks)
+        self._drop_after(step)
+
+    def _drop_after(self, step: _Step) -> None:
+        while self._steps[-1] is not step:
+            gone = self._steps.pop()
+            self._tickets = {t: (s, c) for t, (s, c) in self._tickets.items() if s is not gone}
+
+    def _recover(self, reason: str) -> None:
+        """A new server at the current version; the current step's payloads are given to it again."""
+        self._say(f"the parameter server was lost ({reason}); a new one goes on from version {self.version}")
+        self.server_losses += 1
+        step = self._steps[0]
+        self.published = step.published = self.server.recover()
+        self._drop_after(step)
+        step.ordered = step.doubtful = False
+        self._order(step)

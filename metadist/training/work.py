@@ -1,0 +1,183 @@
+"""Pieces of work, and the worker that does them. Pure torch: the same class serves both runtimes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metadist.learners import Meta, functional_gradients
+from metadist.outer import (
+    ChunkKey,
+    ChunkReport,
+    Experiment,
+    Payload,
+    Published,
+    Strategy,
+    StrategyCheck,
+    all_finite,
+    check_strategy,
+    choose_strategy,
+    compute_meta_gradient,
+    to_meta,
+    to_payload,
+)
+from metadist.tasks import TASK_AXES, Episode, Task, take
+from metadist.tasks.base import Loss, Split
+
+
+@dataclass(frozen=True)
+class GradientWork:
+    """Compute the meta-gradient of one chunk; answered by a payload and a `ChunkReport`."""
+
+    key: ChunkKey
+    strategy: Strategy
+
+
+@dataclass(frozen=True)
+class CheckWork:
+    """Choose the execution strategy and check it; answered by a `StrategyCheck`."""
+
+
+@dataclass(frozen=True)
+class EvaluationWork:
+    """Adapt to some evaluation tasks and judge after every step; answered by `TaskScores`.
+
+    Attributes:
+        split: split that the tasks are drawn from.
+        seed: seed of their addresses.
+        first: index of the first task.
+        count: number of tasks.
+        episode: their size.
+        steps: adaptation steps.
+        scratch: start from random weights instead of the version's.
+    """
+
+    split: Split
+    seed: int
+    first: int
+    count: int
+    episode: Episode
+    steps: int
+    scratch: bool
+    strategy: Strategy
+
+
+Work = GradientWork | CheckWork | EvaluationWork
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Scores of some tasks after 0, 1, … adaptation steps.
+
+    Attributes:
+        losses: mean query loss [tasks, steps + 1], float64.
+        correct: correctly classified query rows [tasks, steps + 1], int64; zeros for regression.
+        predictions: class per query row after the last step [tasks, rows], int64; empty for regression.
+        labels: true class per query row [tasks, rows], int64; empty for regression.
+    """
+
+    losses: np.ndarray
+    correct: np.ndarray
+    predictions: np.ndarray
+    labels: np.ndarray
+
+
+Report = ChunkReport | StrategyCheck | TaskScores
+
+
+class Worker:
+    """Does work on one device.
+
+    Args:
+        experiment: what the run is.
+        device: where to adapt.
+    """
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        self.experiment, self.device = experiment, device
+        self._version: tuple[int, Meta] | None = None
+
+    def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
+        """Do one piece of work at a published version."""
+        meta = self._meta(published)
+        if isinstance(work, GradientWork):
+            return self._gradient(work, meta)
+        if isinstance(work, CheckWork):
+            rule, reason = choose_strategy(self.experiment.learner, self.device)
+            chunk = self.experiment.rule.chunk_tasks(0, 0)[:2]
+            return None, check_strategy(self.experiment.learner, meta, self._tasks(chunk), rule, reason)
+        return None, self._evaluate(work, meta)
+
+    def _meta(self, published: Published) -> Meta:
+        if self._version is None or self._version[0] != published.version:
+            self._version = (published.version, to_meta(published, {}, self.device))
+        return self._version[1]
+
+    def _tasks(self, indices: range) -> Task:
+        experiment = self.experiment
+        return experiment.distribution.batch(
+            "train", experiment.seed, indices, experiment.episode, self.device
+        )
+
+    def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
+        start = time.perf_counter()
+        batch = self._tasks(self.experiment.rule.chunk_tasks(work.key.version, work.key.chunk))
+        result = compute_meta_gradient(self.experiment.learner, meta, batch, work.strategy)
+        report = ChunkReport(
+            key=work.key,
+            tasks=result.tasks,
+            loss=float(result.loss),
+            correct=int(result.correct),
+            rows=result.rows,
+            finite=all_finite(result.gradient) and all_finite(result.statistics),
+            seconds=time.perf_counter() - start,
+        )
+        return to_payload(work.key, result), report
+
+    def _evaluate(self, work: EvaluationWork, meta: Meta) -> TaskScores:
+        if work.scratch:
+            fresh = self.experiment.scratch()
+            meta = Meta(*({n: v.to(self.device) for n, v in group.items()} for group in fresh))
+        indices = range(work.first, work.first + work.count)
+        batch = self.experiment.distribution.batch(
+            work.split, work.seed, indices, work.episode, self.device
+        )
+        outputs = self._outputs(meta, batch, work)  # [tasks, steps + 1, rows, outputs]
+        losses = _row_losses(outputs, batch.query.y, self.experiment.distribution.loss).mean(-1)
+        correct = torch.zeros(outputs.shape[:2], dtype=torch.int64)
+        predictions = labels = torch.zeros((work.count, 0), dtype=torch.int64)
+        if batch.query.ways:
+            chosen = outputs.argmax(-1)
+            correct = (chosen == batch.query.y[:, None]).sum(-1)
+            predictions, labels = chosen[:, -1], batch.query.y
+        return TaskScores(*(part.cpu().numpy() for part in (losses, correct, predictions, labels)))
+
+    def _outputs(self, meta: Meta, batch: Task, work: EvaluationWork) -> Tensor:
+        learner = self.experiment.learner
+
+        def curve(task: Task) -> Tensor:
+            steps = learner.adaptation(meta, task.support, work.steps)
+            return torch.stack([learner.predict(adapted, task.query.x) for adapted in steps])
+
+        with torch.no_grad():
+            if work.strategy == "loop":
+                return torch.stack([curve(take(batch, index)) for index in range(work.count)])
+            with functional_gradients():
+                out: Any = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
+                return out
+
+
+def _row_losses(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Loss of every query row [tasks, steps + 1, rows] in float64."""
+    tasks, steps, rows, width = outputs.shape
+    outputs = outputs.double()
+    if loss == "mse":
+        return (outputs - y.double()[:, None]).square().mean(-1)
+    y = y[:, None].expand(tasks, steps, rows)
+    each = torch.nn.functional.cross_entropy(outputs.reshape(-1, width), y.reshape(-1), reduction="none")
+    return each.reshape(tasks, steps, rows)
