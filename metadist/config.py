@@ -155,9 +155,7 @@ class Job:
                 "Leave train_ways out; only protonet trains with other ways than it is tested with.",
             )
         if isinstance(self.learner, ProtoNetConfig) and isinstance(self.tasks, SinusoidTasksConfig):
-            raise UserError(
-                "learner.kind", "protonet", "a learner for regression tasks", "Use maml or reptile."
-            )
+            raise UserError("learner.kind", "protonet", "a learner for regression tasks", "Use maml or reptile.")
 
     @property
     def warnings(self) -> list[str]:
@@ -265,7 +263,10 @@ def _parse(kind: Any, content: Any, path: str) -> Any:
         place = f"{path}.{key}" if path else str(key)
         if key not in hints:
             raise UserError(
-                place, value, f"one of the keys {', '.join(hints)}", nearest(str(key), hints) or "Unknown key."
+                place,
+                value,
+                f"one of the keys {', '.join(hints)}",
+                nearest(str(key), hints) or "Unknown key.",
             )
         values[key] = _parse_value(hints[key], value, place)
     try:
@@ -426,10 +427,11 @@ def build_experiment(job: Job, run: str) -> Experiment:
         statistics_momentum=job.server.statistics_momentum,
     )
     experiment = Experiment(distribution, learner, rule, job.tasks.training_episode(), job.seed)
-    distribution.check("train", experiment.episode)
+    if distribution.has("train"):
+        distribution.check("train", experiment.episode)
     for split in ("valid", "test"):
-        if distribution.has(split):  # type: ignore[arg-type]
-            distribution.check(split, evaluation_episode(job))  # type: ignore[arg-type]
+        if distribution.has(split):
+            distribution.check(split, evaluation_episode(job))
     check_groups(job.optimizer, list(experiment.initial().parameters))
     return experiment
 

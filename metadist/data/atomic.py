@@ -83,9 +83,7 @@ def _sync(path: Path) -> None:
 def _write_error(target: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     if error.errno in _FULL:
-        return UserError(
-            str(target), reason, "enough free space on that disk", "Free some, or choose another place."
-        )
+        return UserError(str(target), reason, "enough free space on that disk", "Free some, or choose another place.")
     if error.errno in _TAKEN:
         hint = "Something else is there, or came there meanwhile: name another folder."
         return UserError(str(target), reason, "a path where nothing is", hint)

@@ -20,7 +20,8 @@ class SplitConfig:
 
     #: Training classes: a whole number is that many classes, a number in (0, 1] with a decimal point is that
     #: share, a list names the classes or gives patterns for them (`*`, `?`, `[…]`; `*` also crosses `/`).
-    train: int | float | list[str | int] = 0.6
+    #: Null for none, for a job that only evaluates.
+    train: int | float | list[str | int] | None = 0.6
     #: Validation classes, as for `train`; null for none.
     valid: int | float | list[str | int] | None = 0.15
     #: Test classes, as for `train`; null for none.

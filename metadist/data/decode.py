@@ -63,9 +63,7 @@ def load_image(example: Example) -> Image:
         if error.errno is not None:
             raise UserError(example.name, error.strerror, "a file that can be read", "") from error
         raise BadImage(str(error)) from error
-    except (
-        Exception
-    ) as error:  # parsers of a dozen formats raise anything: struct.error, SyntaxError, zlib.error, …
+    except Exception as error:  # parsers of a dozen formats raise anything: struct.error, SyntaxError, zlib.error, …
         raise BadImage(f"{type(error).__name__}: {error}") from error
     return image
 

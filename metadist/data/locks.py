@@ -30,17 +30,13 @@ def file_lock(path: Path, field: str) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         hint = "Set data.cache or METADIST_CACHE to such a folder."
-        raise UserError(
-            field, str(path.parent), f"a folder that can be written ({error.strerror})", hint
-        ) from error
+        raise UserError(field, str(path.parent), f"a folder that can be written ({error.strerror})", hint) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
             hint = "Set data.cache or METADIST_CACHE to a folder on a local disk."
-            raise UserError(
-                field, str(path.parent), f"a file system with locks ({error.strerror})", hint
-            ) from error
+            raise UserError(field, str(path.parent), f"a file system with locks ({error.strerror})", hint) from error
         yield
     finally:
         os.close(handle)

@@ -20,9 +20,7 @@ PIXELS_NAME = "pixels.arrow"
 _REMAKE = "Delete that store and prepare or fetch it again."
 
 
-def content_sha256(
-    classes: Sequence[str], offsets: Sequence[int], shape: Sequence[int], pixels_sha256: str
-) -> str:
+def content_sha256(classes: Sequence[str], offsets: Sequence[int], shape: Sequence[int], pixels_sha256: str) -> str:
     """Hex SHA-256 of a store's content: the names, offsets and shape, and the SHA-256 of the pixels' bytes.
 
     The pixels enter by their own hash, so that they can be hashed while they are written, before it is known
@@ -79,9 +77,7 @@ def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
         raise UserError(where, _excerpt(text), f"JSON ({error})", _REMAKE) from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if not isinstance(manifest, dict) or found != FORMAT:
-        raise UserError(
-            where, found, f"the format {FORMAT!r}", "This folder was not made by `metadist data prepare`."
-        )
+        raise UserError(where, found, f"the format {FORMAT!r}", "This folder was not made by `metadist data prepare`.")
     version = manifest.get("version")
     if not _whole(version) or version < 1:
         raise UserError(where, version, "a version of the format, a whole number of at least 1", _REMAKE)

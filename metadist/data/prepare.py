@@ -173,9 +173,7 @@ class _Writer:
         # process by a signal instead of an error.
         with open(path, "wb", buffering=1 << 20) as file:
             for name in self._source.class_names():
-                rows = sum(
-                    self._write_example(file, example, channels) for example in self._source.examples(name)
-                )
+                rows = sum(self._write_example(file, example, channels) for example in self._source.examples(name))
                 if rows:
                     self._classes.append(name)
                     self._offsets.append(self._offsets[-1] + rows)

@@ -140,20 +140,14 @@ def _sizes(wanted: dict[str, int | float], available: int) -> dict[str, int]:
             raise UserError(field, value, "a count, a share or a list of classes")
         if isinstance(value, int):
             if value < 1:
-                raise UserError(
-                    field, value, "a count of at least 1", "Use null for a split without classes."
-                )
+                raise UserError(field, value, "a count of at least 1", "Use null for a split without classes.")
             sizes[split] = value
             continue
         if not 0.0 < value <= 1.0:
-            raise UserError(
-                field, value, "a share above 0 and at most 1", "A count is a whole number: 5, not 5.0."
-            )
+            raise UserError(field, value, "a share above 0 and at most 1", "A count is a whole number: 5, not 5.0.")
         share += value
         if share > 1.0 + _EPSILON:
-            raise UserError(
-                "data.split", round(share, 9), "shares that sum to at most 1", "Lower one of them."
-            )
+            raise UserError("data.split", round(share, 9), "shares that sum to at most 1", "Lower one of them.")
         # Rounding the running sum and not each share: 0.6 + 0.15 + 0.25 of 10 are 6 + 2 + 2 = 10 classes.
         upto = math.floor(share * available + 0.5 + _EPSILON)
         if upto == before:

@@ -13,9 +13,7 @@ _BLOCK = 1 << 20
 _MIN_SD = 1e-6
 
 
-def pixel_statistics(
-    store: ClassStore, class_numbers: Iterable[int]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_statistics(store: ClassStore, class_numbers: Iterable[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of pixels / 255 in each channel, over all examples of the given classes.
 
     Sums are of whole numbers, so neither the order of the classes nor the size of a step changes a bit of the
@@ -47,7 +45,5 @@ def pixel_statistics(
     count = rows * area
     means = tuple(t / (count * 255) for t in total)
     # n Σp² - (Σp)² is exact and never negative, unlike E[p²] - E[p]² in floating point.
-    variances = [
-        (count * s - t * t) / (count * count * 255 * 255) for t, s in zip(total, squares, strict=True)
-    ]
+    variances = [(count * s - t * t) / (count * count * 255 * 255) for t, s in zip(total, squares, strict=True)]
     return means, tuple(max(_MIN_SD, variance**0.5) for variance in variances)

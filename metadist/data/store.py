@@ -138,9 +138,7 @@ def _map_pixels(file: Path, manifest: dict[str, Any]) -> npt.NDArray[np.uint8]:
         found = ", ".join(str(kind) for kind in types) or "no columns"
         raise UserError(str(file), found, f"one column of {expected_type}, for images of shape {shape}", hint)
     if batch.num_rows != rows:
-        raise UserError(
-            str(file), f"{batch.num_rows} rows", f"{rows} rows, as the manifest's offsets say", hint
-        )
+        raise UserError(str(file), f"{batch.num_rows} rows", f"{rows} rows, as the manifest's offsets say", hint)
     column = batch.column(0)
     data = column.buffers()[1]
     size = rows * expected_type.byte_width

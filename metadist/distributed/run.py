@@ -80,9 +80,7 @@ def train_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any
     return _run(prepared, folder, display, options, about, None, {})
 
 
-def resume_run(
-    location: str, place: Callable[[Job], Job], display: Observer, options: RunOptions
-) -> dict[str, Any]:
+def resume_run(location: str, place: Callable[[Job], Job], display: Observer, options: RunOptions) -> dict[str, Any]:
     """Go on with the run in a folder, to the same bits as if it had never stopped.
 
     Args:
@@ -132,7 +130,11 @@ def open_run(location: str) -> tuple[RunFolder, Job, dict[str, Any]]:
             "Name a folder that `metadist train` made, for example one in runs/.",
         )
     text = folder.read("job.yaml").decode()
-    return folder, config.parse_job(config.parse_yaml(text, f"{location}/job.yaml")), folder.read_json("run.json")
+    return (
+        folder,
+        config.parse_job(config.parse_yaml(text, f"{location}/job.yaml")),
+        folder.read_json("run.json"),
+    )
 
 
 def _prepare(job: Job, run: str, display: Observer, options: RunOptions) -> _Prepared:
@@ -142,6 +144,8 @@ def _prepare(job: Job, run: str, display: Observer, options: RunOptions) -> _Pre
     store = config.open_data(job, options.data_progress)
     placed = config.with_store(job, store)
     experiment = config.build_experiment(placed, run)
+    if not experiment.distribution.has("train"):
+        raise UserError("data.split.train", job.data.split.train, "classes to train on")
     identity = config.identity(job, store)
     return _Prepared(job, placed, experiment, run, identity, config.identity_sha256(identity))
 

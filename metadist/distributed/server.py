@@ -15,7 +15,6 @@ from metadist.outer import Update
 from metadist.training.run_folder import RunFolder
 from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLost
 
-
 #: the state travels every step up to this many meta-learned values, every other step up to twice as many, …
 STATE_VALUES = 1_000_000
 

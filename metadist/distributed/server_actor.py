@@ -38,9 +38,7 @@ class ServerActor:
         """Go on from a state that another server returned."""
         return self._server.restore(own_copy(state))
 
-    def apply(
-        self, version: int, with_state: bool, *payloads: Payload
-    ) -> tuple[Published, Update, OuterState | None]:
+    def apply(self, version: int, with_state: bool, *payloads: Payload) -> tuple[Published, Update, OuterState | None]:
         """See `Server.apply`; the state is returned only `with_state`, because it is several times the rest."""
         self._blueprint.reach("apply", version)
         published, update, state = self._server.apply(version, payloads)

@@ -126,8 +126,7 @@ class Learner(ABC):
 
     def adapt(self, meta: Meta, support: Examples, steps: int | None = None) -> Any:
         """The learner adapted to a support set (`eval_steps` steps unless told otherwise)."""
-        for adapted in self.adaptation(meta, support, self.eval_steps if steps is None else steps):
-            pass
+        *_, adapted = self.adaptation(meta, support, self.eval_steps if steps is None else steps)
         return adapted
 
 

@@ -39,7 +39,5 @@ def inner_gradient(loss: Callable[[Parameters], Tensor], parameters: Parameters)
         parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with torch.enable_grad():
         value = loss(parameters)
-    values = torch.autograd.grad(
-        value, tuple(parameters.values()), create_graph=outer, materialize_grads=True
-    )
+    values = torch.autograd.grad(value, tuple(parameters.values()), create_graph=outer, materialize_grads=True)
     return dict(zip(parameters, values, strict=True))

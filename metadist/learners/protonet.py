@@ -50,7 +50,8 @@ class ProtoNet(Learner):
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         embedded = self.network.query(adapted.parameters, adapted.support, x)
-        return -((embedded[:, None] - adapted.points[None]) ** 2).sum(-1)
+        distance: Tensor = ((embedded[:, None] - adapted.points[None]) ** 2).sum(-1)
+        return -distance
 
     def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
         outputs = self.predict(self.adapt(meta, task.support), task.query.x)

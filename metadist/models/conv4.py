@@ -45,9 +45,7 @@ class Conv4(BaseModel):
 
     def __init__(self, config: Conv4Config, input_shape: tuple[int, ...], outputs: int | None) -> None:
         if len(input_shape) != 3:
-            raise UserError(
-                "model.kind", config.kind, f"a model for inputs of shape {list(input_shape)}", "Use mlp."
-            )
+            raise UserError("model.kind", config.kind, f"a model for inputs of shape {list(input_shape)}", "Use mlp.")
         channels, height, width = input_shape
         sides = (height, width)
         for _ in range(config.layers):

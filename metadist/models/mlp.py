@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,7 +34,7 @@ class Mlp(BaseModel):
         super().__init__(config.norm, config.hidden[-1], outputs)
         widths = [math.prod(input_shape), *config.hidden]
         bias = config.norm in ("layer", "none")  # see Conv4
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(Norm(config.norm, width, 0) for width in config.hidden)
         self.activation = ACTIVATIONS[config.activation]
 

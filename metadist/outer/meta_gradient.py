@@ -105,9 +105,7 @@ def _vectorized(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
         # all tasks, so their gradient is the sum over tasks.
         leaves = {name: value.detach().requires_grad_() for name, value in meta.parameters.items()}
         shared = meta._replace(parameters=leaves)
-        losses, outputs = torch.func.vmap(lambda task: learner.task_loss(shared, task), in_dims=(TASK_AXES,))(
-            batch
-        )
+        losses, outputs = torch.func.vmap(lambda task: learner.task_loss(shared, task), in_dims=(TASK_AXES,))(batch)
         values = torch.autograd.grad(losses.sum(), tuple(leaves.values()), materialize_grads=True)
     gradient = dict(zip(leaves, values, strict=True))
     return TaskGradient(gradient, losses.detach().double().sum(), outputs.detach(), {})

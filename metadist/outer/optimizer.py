@@ -79,9 +79,7 @@ def check_groups(config: OptimizerConfig, names: Sequence[str]) -> None:
     """Raise `UserError` for a group that matches none of the parameters."""
     for number, group in enumerate(config.groups):
         if not fnmatch.filter(names, group.match):
-            raise UserError(
-                f"optimizer.groups.{number}.match", group.match, f"a pattern of {', '.join(names)}"
-            )
+            raise UserError(f"optimizer.groups.{number}.match", group.match, f"a pattern of {', '.join(names)}")
 
 
 def optimizer_step(
@@ -133,7 +131,7 @@ def _optimizer(config: OptimizerConfig, parameters: dict[str, Tensor]) -> Optimi
         groups[matches[0] if matches else 0]["params"].append(value)
     groups = [group for group in groups if group["params"]]
     # The for-loop implementations: fused and multi-tensor ones may add in another order.
-    plain = {"lr": config.lr, "weight_decay": config.weight_decay, "foreach": False, "fused": False}
+    plain: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "foreach": False, "fused": False}
     if config.kind == "sgd":
         return SGD(groups, momentum=config.momentum, **plain)
     kind = Adam if config.kind == "adam" else AdamW

@@ -103,9 +103,7 @@ def apply_step(
     )
     statistics = _mean(state.meta.statistics, [payload.statistics for payload in payloads], rule.tasks)
     keep = rule.statistics_momentum
-    statistics = {
-        name: keep * old + (1 - keep) * statistics[name] for name, old in state.meta.statistics.items()
-    }
+    statistics = {name: keep * old + (1 - keep) * statistics[name] for name, old in state.meta.statistics.items()}
     meta = state.meta._replace(parameters=parameters, statistics=statistics)
     after = OuterState(state.version + 1, meta, optimizer)
     return after, Update(Verdict.ACCEPTED, after.version, norm, lr)
@@ -142,7 +140,7 @@ def euclidean_norm(tensors: dict[str, Tensor]) -> float:
     """
     total = 0.0
     for name in sorted(tensors):
-        for block in tensors[name].flatten().split(BLOCK):
+        for block in torch.split(tensors[name].flatten(), BLOCK):
             total += float(block.double().square().sum())
     return math.sqrt(total) if total >= 0 else total
 

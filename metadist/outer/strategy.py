@@ -41,7 +41,10 @@ def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, s
     if device.type != "cpu":
         return "vectorized", f"all tasks of a chunk at once on {device.type}"
     if not getattr(learner.network.module, "vectorizes", True):
-        return "loop", "task by task: this model's activations outgrow the CPU's caches when tasks are batched"
+        return (
+            "loop",
+            "task by task: this model's activations outgrow the CPU's caches when tasks are batched",
+        )
     return "vectorized", "all tasks of a chunk at once: small tasks are bound by the cost of each operation"
 
 

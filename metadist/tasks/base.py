@@ -97,9 +97,7 @@ class TasksConfig:
             if value is not None and value < 1:
                 raise UserError(name, value, "a whole number of at least 1")
         if self.chunk > self.batch:
-            raise UserError(
-                "chunk", self.chunk, f"at most tasks.batch = {self.batch}", "Lower chunk or raise batch."
-            )
+            raise UserError("chunk", self.chunk, f"at most tasks.batch = {self.batch}", "Lower chunk or raise batch.")
 
     def training_episode(self) -> Episode:
         """The size of a training task."""
@@ -125,9 +123,7 @@ class TaskDistribution(ABC):
     def gather(self, drawn: Sequence[Any], device: torch.device) -> Task:
         """The drawn tasks as one batch of tensors on `device` (floats in float32)."""
 
-    def batch(
-        self, split: Split, seed: int, indices: Sequence[int], episode: Episode, device: torch.device
-    ) -> Task:
+    def batch(self, split: Split, seed: int, indices: Sequence[int], episode: Episode, device: torch.device) -> Task:
         """The tasks at the addresses (split, seed, i) for i in `indices`, as one batch."""
         return self.gather([self.sample(split, seed, index, episode) for index in indices], device)
 
@@ -135,8 +131,8 @@ class TaskDistribution(ABC):
         """The number of outputs that a model needs for tasks of this size."""
         return episode.ways
 
-    def check(self, split: Split, episode: Episode) -> None:
-        """Raise `UserError` when `split` cannot give tasks of this size. Families without limits accept all."""
+    def check(self, split: Split, episode: Episode) -> None:  # noqa: B027  most families have no limits
+        """Raise `UserError` when `split` cannot give tasks of this size."""
 
     def has(self, split: Split) -> bool:
         """Whether tasks can be drawn from `split`."""

@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metadist.data import AugmentConfig, ClassStore, DataConfig, check_examples, pixel_statistics, split_classes
+from metadist.data import (
+    AugmentConfig,
+    ClassStore,
+    DataConfig,
+    check_examples,
+    pixel_statistics,
+    split_classes,
+)
 from metadist.errors import UserError
 from metadist.tasks.address import generator
 from metadist.tasks.base import Episode, Examples, Split, Task, TaskDistribution, TasksConfig
@@ -74,7 +81,7 @@ class ImageTasks(TaskDistribution):
         self._turned = torch.stack([torch.rot90(pixel, turn).flatten() for turn in turns])
         self._mean, self._sd = torch.zeros(channels), torch.ones(channels)
         if config.standardize:
-            mean, sd = pixel_statistics(store, self.classes["train"])
+            mean, sd = pixel_statistics(store, self.classes["train"] or range(len(store.classes)))
             self._mean, self._sd = torch.tensor(mean), torch.tensor(sd)
         self._resident: dict[torch.device, Tensor] = {}
 
@@ -122,9 +129,7 @@ class ImageTasks(TaskDistribution):
             images = flat.gather(-1, order.expand(flat.shape)).reshape(images.shape)
         x = images.to(torch.float32).div_(255.0)
         if any(task.augmentation for task in drawn):
-            x = torch.stack(
-                [self._augment(image, task) for image, task in zip(x, drawn, strict=True)]
-            )
+            x = torch.stack([self._augment(image, task) for image, task in zip(x, drawn, strict=True)])
         if self.config.standardize:
             x = (x - self._mean.to(device)[:, None, None]) / self._sd.to(device)[:, None, None]
         x = x.transpose(1, 2)  # [tasks, shots + query, ways, …]: rows go shot by shot

@@ -40,9 +40,7 @@ class LinearTasks(TaskDistribution):
     def __init__(self, dimension: int) -> None:
         self.input_shape = (dimension,)
 
-    def sample(
-        self, split: Split, seed: int, index: int, episode: Episode
-    ) -> tuple[np.ndarray, np.ndarray, int]:
+    def sample(self, split: Split, seed: int, index: int, episode: Episode) -> tuple[np.ndarray, np.ndarray, int]:
         rng = generator("linear", split, seed, index)
         normal = rng.standard_normal(self.input_shape[0])
         normal /= np.linalg.norm(normal)

@@ -32,9 +32,7 @@ class SinusoidTasks(TaskDistribution):
     loss: Literal["mse"] = "mse"
     input_shape = (1,)
 
-    def sample(
-        self, split: Split, seed: int, index: int, episode: Episode
-    ) -> tuple[np.ndarray, np.ndarray, int]:
+    def sample(self, split: Split, seed: int, index: int, episode: Episode) -> tuple[np.ndarray, np.ndarray, int]:
         rng = generator("sinusoid", split, seed, index)
         amplitude, phase = rng.uniform(0.1, 5.0), rng.uniform(0.0, np.pi)
         x = rng.uniform(-5.0, 5.0, size=(episode.shots + episode.query, 1))
@@ -42,10 +40,7 @@ class SinusoidTasks(TaskDistribution):
 
     def gather(self, drawn: Sequence[tuple[np.ndarray, np.ndarray, int]], device: torch.device) -> Task:
         shots = drawn[0][2]
-        x, y = (
-            torch.from_numpy(np.stack([task[part] for task in drawn])).to(device, torch.float32)
-            for part in (0, 1)
-        )
+        x, y = (torch.from_numpy(np.stack([task[part] for task in drawn])).to(device, torch.float32) for part in (0, 1))
         return Task(Examples(x[:, :shots], y[:, :shots], 0), Examples(x[:, shots:], y[:, shots:], 0))
 
     def outputs(self, episode: Episode) -> int:

@@ -70,9 +70,7 @@ def _check(field: str, uri: str) -> None:
     if scheme and scheme not in _SCHEMES:
         raise UserError(field, shown, _EXPECTED, nearest(scheme, _SCHEMES))
     if scheme in ("http", "https") and not re.match(r"^https?://[^/]", uri, re.IGNORECASE):
-        raise UserError(
-            field, shown, "a server's address with its host", "For example http://localhost:5000."
-        )
+        raise UserError(field, shown, "a server's address with its host", "For example http://localhost:5000.")
     if scheme in ("sqlite", "postgresql", "mysql", "mssql") and "://" not in uri:
         raise UserError(field, shown, _EXPECTED, f"A database's address starts with '{scheme}://'.")
     if scheme == "sqlite" and not re.match(r"^[\w+]+:///.", uri):

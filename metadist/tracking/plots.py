@@ -221,9 +221,7 @@ def _training_line(axis: Any, steps: Array, values: Array, scale: float) -> None
     axis.plot(steps, _smooth(values, window) * scale, color=_BLUE, linewidth=1.5, label=label)
 
 
-def _validation_line(
-    axis: Any, steps: Array, values: Array, scale: float, interval: Mapping[int, float]
-) -> None:
+def _validation_line(axis: Any, steps: Array, values: Array, scale: float, interval: Mapping[int, float]) -> None:
     if not len(steps):
         return
     half = np.array([interval.get(int(step), 0.0) for step in steps])

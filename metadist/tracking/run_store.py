@@ -109,10 +109,7 @@ class RunStore:
         new = [entry for entry in entries if entry.step > self._last_steps.get(entry.key, -1)]
         # An infinity would be stored as the greatest float, which no plot survives; as a number that is
         # none it is stored and shown for what it is.
-        metrics = [
-            Metric(e.key, e.value if math.isfinite(e.value) else math.nan, e.milliseconds, e.step)
-            for e in new
-        ]
+        metrics = [Metric(e.key, e.value if math.isfinite(e.value) else math.nan, e.milliseconds, e.step) for e in new]
         if metrics:
             self._client.log_batch(self.run_id, metrics=metrics)
         return len(new)

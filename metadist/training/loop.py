@@ -265,9 +265,11 @@ class _Run:
             server_losses=self.stepper.server_losses,
             chunks_redone=self.stepper.redone,
             tested=tested,
-            tested_as=None if tested is None else "last" if self.progress.best_version is None else "best on validation",
+            tested_as=None
+            if tested is None
+            else "last"
+            if self.progress.best_version is None
+            else "best on validation",
             valid=valid,
             tests=tests,
         )
-
-

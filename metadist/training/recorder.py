@@ -24,7 +24,13 @@ class Recorder(Observer):
     """
 
     def __init__(
-        self, folder: RunFolder, tracker: Tracker, display: Observer, start: int, about: dict[str, Any], tasks: int
+        self,
+        folder: RunFolder,
+        tracker: Tracker,
+        display: Observer,
+        start: int,
+        about: dict[str, Any],
+        tasks: int,
     ) -> None:
         self._folder, self._tracker, self._display = folder, tracker, display
         self._about, self._tasks = about, tasks

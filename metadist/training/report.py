@@ -64,7 +64,8 @@ def _by_step(test: Evaluation, path: Path) -> Path:
 
 def _images(part: Examples) -> np.ndarray:
     """Rows that go shot by shot, as [tasks, ways, shots, channels, height, width] in 0…1."""
-    images = part.x.unflatten(1, (-1, part.ways)).transpose(1, 2).numpy()
+    tasks, rows, *shape = part.x.shape
+    images = part.x.reshape(tasks, rows // part.ways, part.ways, *shape).transpose(1, 2).numpy()
     low, high = images.min(), images.max()
     scaled: np.ndarray = (images - low) / max(high - low, 1e-6)
     return scaled
@@ -91,7 +92,11 @@ def report_page(name: str, summary: Mapping[str, object], tests: Mapping[str, Ev
     """A short page in Markdown: what was tested, the figures, the pictures."""
     lines = [f"# {name}", ""]
     lines += [f"- {key}: {value}" for key, value in summary.items() if isinstance(value, str | int | float)]
-    lines += ["", "| tasks | normalisation | steps | result | random start |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "",
+        "| tasks | normalisation | steps | result | random start |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     lines += [
         f"| {test.name} | {test.norm} | {test.steps} | {in_words(test)} | {scratch_in_words(test)} |"
         for test in tests.values()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from metadist.errors import UserError
+from metadist.learners import Meta
 from metadist.outer import (
     Checkpoint,
     Experiment,
@@ -62,4 +64,19 @@ class Server:
         return publish(self._load(folder, checkpoint))
 
     def _load(self, folder: RunFolder, checkpoint: str) -> OuterState:
-        return decode_checkpoint(folder.read(checkpoint), f"{folder.location}/{checkpoint}").state
+        path = f"{folder.location}/{checkpoint}"
+        state = decode_checkpoint(folder.read(checkpoint), path).state
+        own, other = _shapes(self.experiment.initial()), _shapes(state.meta)
+        if own != other:
+            name = min(name for name in own | other if own.get(name) != other.get(name))
+            raise UserError(
+                path,
+                f"{name} of shape {other.get(name)}",
+                f"shape {own.get(name)}, as this job's model has it",
+                "The checkpoint is another model's: use the settings that it was trained with.",
+            )
+        return state
+
+
+def _shapes(meta: Meta) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in (meta.parameters | meta.statistics).items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -120,9 +119,7 @@ class Worker:
 
     def _tasks(self, indices: range) -> Task:
         experiment = self.experiment
-        return experiment.distribution.batch(
-            "train", experiment.seed, indices, experiment.episode, self.device
-        )
+        return experiment.distribution.batch("train", experiment.seed, indices, experiment.episode, self.device)
 
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
         start = time.perf_counter()
@@ -144,9 +141,7 @@ class Worker:
             fresh = self.experiment.scratch()
             meta = Meta(*({n: v.to(self.device) for n, v in group.items()} for group in fresh))
         indices = range(work.first, work.first + work.count)
-        batch = self.experiment.distribution.batch(
-            work.split, work.seed, indices, work.episode, self.device
-        )
+        batch = self.experiment.distribution.batch(work.split, work.seed, indices, work.episode, self.device)
         outputs = self._outputs(meta, batch, work)  # [tasks, steps + 1, rows, outputs]
         losses = _row_losses(outputs, batch.query.y, self.experiment.distribution.loss).mean(-1)
         correct = torch.zeros(outputs.shape[:2], dtype=torch.int64)
@@ -168,8 +163,8 @@ class Worker:
             if work.strategy == "loop":
                 return torch.stack([curve(take(batch, index)) for index in range(work.count)])
             with functional_gradients():
-                out: Any = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
-                return out
+                outputs: Tensor = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
+        return outputs
 
 
 def _row_losses(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
@@ -179,5 +174,5 @@ def _row_losses(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
     if loss == "mse":
         return (outputs - y.double()[:, None]).square().mean(-1)
     y = y[:, None].expand(tasks, steps, rows)
-    each = torch.nn.functional.cross_entropy(outputs.reshape(-1, width), y.reshape(-1), reduction="none")
+    each: Tensor = torch.nn.functional.cross_entropy(outputs.reshape(-1, width), y.reshape(-1), reduction="none")
     return each.reshape(tasks, steps, rows)

@@ -135,9 +135,7 @@ def race(config: dict[str, str], processes: int = 2) -> list[dict[str, object]]:
     return [json.loads(process.communicate(timeout=60)[0]) for process in running]
 
 
-def test_two_processes_prepare_once(
-    make_folder: Maker, cache: Path, picture: Callable[..., Image.Image]
-) -> None:
+def test_two_processes_prepare_once(make_folder: Maker, cache: Path, picture: Callable[..., Image.Image]) -> None:
     root = make_folder({f"{n % 3}/{n}.png": picture(n, 40) for n in range(150)})
     found = race({"source": str(root), "cache": str(cache)})
     assert sorted(str(each["prepared"]) for each in found) == ["False", "True"]

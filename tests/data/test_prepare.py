@@ -84,9 +84,7 @@ def test_sixteen_bits(tmp_path: Path, make_folder: Maker) -> None:
 
 def test_palette(tmp_path: Path, make_folder: Maker, picture: Picture) -> None:
     image = picture(0, 6, "RGB").quantize(4)
-    assert np.array_equal(
-        one(make_folder, tmp_path, image), np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    )
+    assert np.array_equal(one(make_folder, tmp_path, image), np.asarray(image.convert("RGB")).transpose(2, 0, 1))
 
 
 def test_different_sizes(tmp_path: Path, make_folder: Maker, picture: Picture) -> None:
@@ -220,12 +218,8 @@ def test_parents_are_made(tmp_path: Path, make_folder: Maker, files: Files) -> N
     assert prepare(str(make_folder(files)), tmp_path / "x" / "y" / "store").path.is_dir()
 
 
-@pytest.mark.parametrize(
-    "options", [{"size": 0}, {"size": -1}, {"size": 2.5}, {"size": True}, {"channels": 2}]
-)
-def test_options_out_of_range(
-    tmp_path: Path, make_folder: Maker, files: Files, options: dict[str, int]
-) -> None:
+@pytest.mark.parametrize("options", [{"size": 0}, {"size": -1}, {"size": 2.5}, {"size": True}, {"channels": 2}])
+def test_options_out_of_range(tmp_path: Path, make_folder: Maker, files: Files, options: dict[str, int]) -> None:
     with pytest.raises(UserError, match=rf"data\.{next(iter(options))}"):
         prepare(str(make_folder(files)), tmp_path / "store", **options)
 
@@ -237,9 +231,7 @@ def test_progress(tmp_path: Path, make_folder: Maker, picture: Picture) -> None:
     assert seen == [(0, 71), (64, 71), (71, 71)]
 
 
-def test_the_store_does_not_depend_on_where_it_was_made(
-    tmp_path: Path, make_folder: Maker, files: Files
-) -> None:
+def test_the_store_does_not_depend_on_where_it_was_made(tmp_path: Path, make_folder: Maker, files: Files) -> None:
     one_store = prepare(str(make_folder(files, "one")), tmp_path / "s1")
     two_store = prepare(str(make_folder(files, "two")), tmp_path / "s2")
     assert one_store.sha256 == two_store.sha256

@@ -65,9 +65,7 @@ def test_zip_gives_the_same_store_as_the_folder(
     assert prepare(str(make_zip(windows, "w.zip")), tmp_path / "windows").sha256 == folder.sha256
 
 
-def test_other_files_are_passed_over(
-    tmp_path: Path, make_folder: Maker, make_zip: Maker, files: Files
-) -> None:
+def test_other_files_are_passed_over(tmp_path: Path, make_folder: Maker, make_zip: Maker, files: Files) -> None:
     junk = {
         "classes.txt": b"a\nb",
         "cover.png": b"of no class",
@@ -106,9 +104,7 @@ def test_digits(tmp_path: Path) -> None:
     assert store.pixels.max() == 255
 
 
-@pytest.mark.parametrize(
-    "entry", ["../evil/1.png", "a/../../1.png", "/etc/1.png", "C:\\a\\1.png", "..\\a\\1.png"]
-)
+@pytest.mark.parametrize("entry", ["../evil/1.png", "a/../../1.png", "/etc/1.png", "C:\\a\\1.png", "..\\a\\1.png"])
 def test_zip_that_points_outside(tmp_path: Path, make_zip: Maker, files: Files, entry: str) -> None:
     path = make_zip(files | {entry: b"x"})
     with pytest.raises(UserError, match="may be hostile") as raised:
@@ -117,9 +113,7 @@ def test_zip_that_points_outside(tmp_path: Path, make_zip: Maker, files: Files, 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images.zip"]
 
 
-def test_dots_in_names_are_no_way_out(
-    tmp_path: Path, make_zip: Maker, picture: Callable[..., Image.Image]
-) -> None:
+def test_dots_in_names_are_no_way_out(tmp_path: Path, make_zip: Maker, picture: Callable[..., Image.Image]) -> None:
     store = prepare(str(make_zip({"a..b/1..png.png": picture(0)})), tmp_path / "store")
     assert store.classes == ("a..b",)
 
@@ -141,9 +135,7 @@ def test_zip_bomb_that_lies_about_its_size(tmp_path: Path, make_zip: Maker) -> N
 
 def test_only_formats_of_images_are_decoded(tmp_path: Path, make_folder: Maker) -> None:
     """PostScript in a file called .png would start an interpreter of it."""
-    root = make_folder(
-        {"a/1.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"}
-    )
+    root = make_folder({"a/1.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"})
     with pytest.raises(UserError, match="cannot identify image file"):
         prepare(str(root), tmp_path / "store")
 

@@ -10,9 +10,7 @@ from metadist.data import ClassStore, SplitConfig, check_examples, split_classes
 from metadist.errors import UserError
 
 TEN = tuple("0123456789")
-TREE = tuple(
-    f"{part}/{letter}/{n}" for part in ("background", "evaluation") for letter in "ab" for n in range(5)
-)
+TREE = tuple(f"{part}/{letter}/{n}" for part in ("background", "evaluation") for letter in "ab" for n in range(5))
 
 
 def sizes(classes: tuple[str, ...], **config: Any) -> list[int]:
@@ -62,14 +60,10 @@ def test_counts_and_shares(number: int, config: dict[str, Any], expected: list[i
 
 
 def test_lists() -> None:
-    config = SplitConfig(
-        train=["background/*"], valid=["evaluation/a/0", "evaluation/a/[12]"], test=["*/b/4"]
-    )
+    config = SplitConfig(train=["background/*"], valid=["evaluation/a/0", "evaluation/a/[12]"], test=["*/b/4"])
     with pytest.raises(UserError, match=r"data\.split\.test: got 'background/b/4'"):
         split_classes(TREE, config)
-    config = SplitConfig(
-        train=["background/*"], valid=["evaluation/a/0", "evaluation/a/[12]"], test=["ev*/b/4"]
-    )
+    config = SplitConfig(train=["background/*"], valid=["evaluation/a/0", "evaluation/a/[12]"], test=["ev*/b/4"])
     assert split_classes(TREE, config) == {"train": tuple(range(10)), "valid": (10, 11, 12), "test": (19,)}
 
 

@@ -73,9 +73,7 @@ class SVHN:
 class Omniglot:
     def __init__(self, root: str, background: bool = True, download: bool = False) -> None:
         calls.append(("Omniglot", background, download))
-        self.target_folder = (
-            Path(root) / "omniglot-py" / f"images_{'background' if background else 'evaluation'}"
-        )
+        self.target_folder = Path(root) / "omniglot-py" / f"images_{'background' if background else 'evaluation'}"
         for number in (10, 9):
             folder = self.target_folder / "Greek" / f"character{number}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,9 +108,7 @@ class TestStandIn:
         assert store.classes == ("9", "10")
         assert store.pixels[:, 0, 0, 0].tolist() == [100, 200, 101, 201]
         assert store.manifest["source"] == "torchvision:MNIST"
-        assert calls == [("MNIST", True, False), ("MNIST", False, False)], (
-            "nothing is downloaded that is there"
-        )
+        assert calls == [("MNIST", True, False), ("MNIST", False, False)], "nothing is downloaded that is there"
 
     def test_download_of_what_is_missing(self, tmp_path: Path) -> None:
         config = DataConfig(source="torchvision:MNIST", cache=str(tmp_path))
@@ -131,9 +127,7 @@ class TestStandIn:
         assert raised.value.field == "data.source"
         for part in ("no route to host", "Dataset not found", f"{tmp_path}/torchvision", "a folder or a zip"):
             assert part in message
-        assert sorted(file.name for file in tmp_path.iterdir() if not file.name.startswith(".")) == [
-            "torchvision"
-        ]
+        assert sorted(file.name for file in tmp_path.iterdir() if not file.name.startswith(".")) == ["torchvision"]
 
     def test_emnist_is_balanced(self, tmp_path: Path) -> None:
         assert prepare("torchvision:EMNIST", tmp_path / "store").classes == ("9", "10")
@@ -145,9 +139,7 @@ class TestStandIn:
     def test_omniglot(self, tmp_path: Path) -> None:
         store = prepare("torchvision:Omniglot", tmp_path / "store")
         assert store.classes == tuple(
-            f"images_{part}/Greek/character{number}"
-            for part in ("background", "evaluation")
-            for number in (9, 10)
+            f"images_{part}/Greek/character{number}" for part in ("background", "evaluation") for number in (9, 10)
         )
         assert store.pixels[:, 0, 0, 0].tolist() == [255, 0, 255, 0]
 
@@ -165,9 +157,7 @@ class TestStandIn:
 
 
 @pytest.mark.parametrize("error", [ImportError("libcudart.so"), RuntimeError("operator torchvision::nms")])
-def test_torchvision_that_cannot_be_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_torchvision_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     class Finder:
         @staticmethod
         def find_spec(name: str, *_: object) -> None:

@@ -71,9 +71,7 @@ def test_server_that_hangs(said, hanging_port: int) -> None:
     assert len(said.lines) == 1
 
 
-def test_finish_keeps_its_time_while_a_call_hangs(
-    said, hanging_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finish_keeps_its_time_while_a_call_hangs(said, hanging_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "12")
     tracker = open_tracker(TrackingConfig(f"http://127.0.0.1:{hanging_port}"), said)
     tracker.start("a", {}, {})

@@ -196,8 +196,7 @@ def test_two_trackers_start_on_a_store_that_neither_has_made(said, sqlite_uri: s
         "t.start('a', {'x': 1}, {}); t.metrics(1, {'a': 1.0}); print(t.finish('FINISHED').sent)"
     )
     both = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, cwd=_root())
-        for _ in range(2)
+        subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, cwd=_root()) for _ in range(2)
     ]
     # Neither a problem nor a line of MLflow's or alembic's on the user's console.
     assert [process.communicate(timeout=WAIT) for process in both] == [("1\n", ""), ("1\n", "")]

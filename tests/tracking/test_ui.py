@@ -56,9 +56,7 @@ def test_serves_and_ends(sqlite_uri: str, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    code = (
-        f"import sys; from metadist.tracking.ui import serve_ui; sys.exit(serve_ui({sqlite_uri!r}, {port}))"
-    )
+    code = f"import sys; from metadist.tracking.ui import serve_ui; sys.exit(serve_ui({sqlite_uri!r}, {port}))"
     root = Path(__file__).resolve().parents[2]
     (tmp_path / "store").mkdir()
     with (tmp_path / "log").open("wb") as log:
@@ -72,9 +70,7 @@ def test_serves_and_ends(sqlite_uri: str, tmp_path: Path) -> None:
             except (urllib.error.URLError, OSError):
                 threading.Event().wait(0.1)
         assert b"<html" in page, (tmp_path / "log").read_text()
-        found = json.loads(
-            _fetch(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search", b'{"max_results": 5}')
-        )
+        found = json.loads(_fetch(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search", b'{"max_results": 5}'))
         assert [e["name"] for e in found["experiments"]] == ["Default"]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0

@@ -108,9 +108,7 @@ class ZipSource(Source):
                     "Take that image out of the archive, or make it smaller.",
                 )
             if info.flag_bits & _ENCRYPTED:
-                raise UserError(
-                    label, "an encrypted entry", "an archive without a password", "Repack it without one."
-                )
+                raise UserError(label, "an encrypted entry", "an archive without a password", "Repack it without one.")
             entry = "/".join(parts)
             # A name may come twice, when an archive was appended to: the last one counts, as on extracting.
             if entry not in self._entries:

@@ -43,9 +43,7 @@ class FolderSource(Source):
             for file in files:
                 status = self._stat(name, file)
                 digest.update(
-                    f"{name}/{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(
-                        errors="surrogateescape"
-                    )
+                    f"{name}/{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
                 )
         return f"{self.root}\0{digest.hexdigest()}"
 

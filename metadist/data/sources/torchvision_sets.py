@@ -93,18 +93,14 @@ class TorchvisionSource(Source):
     def _constructor(self) -> Any:
         try:
             datasets = importlib.import_module("torchvision.datasets")
-        except (
-            Exception
-        ) as error:  # a torchvision built for another torch fails in many ways, not only ImportError
+        except Exception as error:  # a torchvision built for another torch fails in many ways, not only ImportError
             raise UserError(
                 "data.source",
                 self.text,
                 f"a torchvision that can be imported ({type(error).__name__}: {error})",
                 f"Install the torchvision that belongs to your torch (pip install torchvision), {_INSTEAD}.",
             ) from error
-        known = [
-            name for name in getattr(datasets, "__all__", ()) if isinstance(getattr(datasets, name), type)
-        ]
+        known = [name for name in getattr(datasets, "__all__", ()) if isinstance(getattr(datasets, name), type)]
         if self.name not in known:
             hint = nearest(self.name, known)
             raise UserError("data.source", self.text, "a data set of torchvision.datasets", hint)

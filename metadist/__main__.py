@@ -1,0 +1,5 @@
+"""`python -m metadist` is the command line."""
+
+from metadist.cli.main import main
+
+main()

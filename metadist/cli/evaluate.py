@@ -1,0 +1,63 @@
+"""`metadist evaluate`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from metadist.cli.data import image_progress
+from metadist.cli.display import Display
+from metadist.cli.train import show_evaluations
+
+
+class SplitName(StrEnum):
+    """Splits by name."""
+
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+def evaluate_command(
+    run: str = typer.Argument(help="Run folder (its best version on validation), or one of its checkpoints."),
+    split: SplitName = typer.Option(SplitName.test, help="Classes to draw the tasks from."),
+    tasks: int | None = typer.Option(None, min=1, help="Number of tasks (evaluation.test_tasks)."),
+    ways: int | None = typer.Option(None, min=1, help="Classes per task."),
+    shots: int | None = typer.Option(None, min=1, help="Support examples per class."),
+    query: int | None = typer.Option(None, min=1, help="Query examples per class."),
+    steps: int | None = typer.Option(None, min=0, help="Adaptation steps (learner.eval_steps)."),
+    norm: str | None = typer.Option(None, help="Normalisation (model.norm): batch or support, say."),
+    data: str | None = typer.Option(None, help="Another source of images; all its classes are test classes."),
+    overrides: list[str] = typer.Option([], "--set", help="dotted.key=value of the job; may be repeated."),
+    workers: int | None = typer.Option(None, min=1, help="Worker actors."),
+    address: str | None = typer.Option(None, help="A Ray cluster's address; an embedded Ray without it."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of stdout."),
+) -> None:
+    """Judge a trained run on tasks of unseen classes."""
+    from metadist.distributed.evaluate import EvaluationRequest, evaluate_run
+    from metadist.distributed.run import RunOptions
+
+    every = [*overrides, *([] if workers is None else [f"resources.workers={workers}"])]
+    request = EvaluationRequest(split.value, tasks, ways, shots, query, steps, norm, data, every)
+    with Display(0, 0) as display, image_progress() as progress:
+        result = evaluate_run(run, request, display, RunOptions(address, data_progress=progress))
+    figures = result[split.value]
+    show_evaluations([figures])
+    console = Console(stderr=True, highlight=False)
+    if figures["f1"] is not None:
+        console.print("macro " + ", ".join(f"{name} {figures[name]:.4f}" for name in ("precision", "recall", "f1")))
+    curve = Table(box=None, padding=(0, 2, 0, 0))
+    measures = [name for name in ("accuracy", "loss") if name in figures["per_step"][0]]
+    for column in ("inner steps", *measures):
+        curve.add_column(column, header_style="dim", justify="right")
+    for point in figures["per_step"]:
+        cells = (f"{point[name]:.4f} ± {point[f'{name}_ci95']:.4f}" for name in measures)
+        curve.add_row(f"{point['step']:.0f}", *cells)
+    console.print(curve)
+    console.print(f"{result['run_dir']}/{result['checkpoint']}", soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(result))

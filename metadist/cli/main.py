@@ -1,0 +1,65 @@
+"""The `metadist` command: its sub-commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+import metadist
+from metadist.cli.data import app as data_app
+from metadist.cli.evaluate import evaluate_command
+from metadist.cli.train import train_command
+from metadist.cli.ui import ui_command
+from metadist.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Distributed meta-training: workers adapt on tasks, a parameter server takes the outer step.",
+    epilog="--debug, anywhere on the line, shows the traceback of an error.",
+)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("ui")(ui_command)
+app.add_typer(data_app, name="data")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"metadist {metadist.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Distributed meta-training."""
+
+
+def main() -> None:
+    """Run the command line; the exit code is 2 for a user's mistake, 1 for a fault of the run or of metadist."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="metadist")
+    except UserError as error:
+        _fail(str(error), debug, 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", debug, 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:  # the last place where it can be said in one line
+        _fail(f"{type(error).__name__}: {error}", debug, 1)
+
+
+def _fail(text: str, debug: bool, code: int) -> None:
+    if debug:
+        traceback.print_exc()
+    hint = "" if debug or code != 1 else "\n(--debug shows where)"
+    typer.echo(f"metadist: {text}{hint}", err=True)
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Fakes, fault injection and contract tests. No Ray."""
