@@ -91,7 +91,7 @@ class EvaluationConfig:
     #: seed of the tasks' addresses
     seed: int = 0
     #: tasks per piece of work
-    chunk: int = 25
+    chunk: int = 8
     #: stop after so many validations without a better one; null never does
     patience: int | None = None
 

@@ -1,7 +1,7 @@
 """Normalisation that keeps its second derivative right when it is vectorised over tasks.
 
 `torch.func.vmap` over a second derivative of `nn.BatchNorm2d` is silently wrong by 1e-3 to 3e-2; the same
-formula in terms of `torch.var_mean` is exact, and keeps no running state.
+formula in plain operations is exact, and keeps no running state.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ class Norm(nn.Module):
         """Normalise [n, channels, …] with the statistics of its first `reference` rows, or of all."""
         if self.kind == "none":
             return x
-        spatial = list(range(2, 2 + self.positions))
         if self.kind == "layer":
-            var, mean = torch.var_mean(x, [1, *spatial], correction=0, keepdim=True)
-        else:
-            rows = x if reference is None else x[:reference]
-            var, mean = torch.var_mean(rows, [0, *spatial], correction=0, keepdim=True)
+            reference = None
+        spatial = list(range(2, 2 + self.positions))
+        over = [1 if self.kind == "layer" else 0, *spatial]
+        centred = x - (x if reference is None else x[:reference]).mean(over, keepdim=True)
+        rows = centred if reference is None else centred[:reference]
+        # Two passes of plain sums: as exact as torch.var_mean, and several times faster on a CPU.
+        variance = rows.square().mean(over, keepdim=True)
         shape = (-1,) + (1,) * self.positions
-        scale = torch.rsqrt(var + self.eps) * self.weight.view(shape)
-        return (x - mean) * scale + self.bias.view(shape)
+        scale = torch.rsqrt(variance + self.eps) * self.weight.view(shape)
+        return torch.addcmul(self.bias.view(shape), centred, scale)
