@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ OBJECT_STORE_BYTES = 512 * 2**20
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, cpus: float, gpus: float = 0) -> Iterator[None]:
+def ray_session(
+    address: str | None, cpus: float, gpus: float = 0, pretend_gpus: int | None = None
+) -> Iterator[None]:
     """Connect to the cluster at `address`, or start an embedded one of this process's own.
 
     An embedded session ends with the block and leaves no process behind. Within a session that this process
@@ -23,7 +26,8 @@ def ray_session(address: str | None, cpus: float, gpus: float = 0) -> Iterator[N
 
     Args:
         cpus: CPUs that an embedded session may give away.
-        gpus: GPUs that it needs.
+        gpus: GPUs that the job needs.
+        pretend_gpus: GPUs that an embedded session is told of, whatever the machine has.
 
     Raises:
         UserError: nothing answers at the address, or there are fewer GPUs than asked for.
@@ -31,6 +35,7 @@ def ray_session(address: str | None, cpus: float, gpus: float = 0) -> Iterator[N
     import ray
 
     if ray.is_initialized():
+        _check_gpus(gpus, "this session")
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -38,7 +43,8 @@ def ray_session(address: str | None, cpus: float, gpus: float = 0) -> Iterator[N
         _ensure_token()
         ray.init(
             address="local",
-            num_cpus=max(1, int(cpus + 0.999)),
+            num_cpus=max(1, math.ceil(cpus)),
+            num_gpus=pretend_gpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -48,17 +54,23 @@ def ray_session(address: str | None, cpus: float, gpus: float = 0) -> Iterator[N
     else:
         _connect(address)
     try:
-        have = ray.cluster_resources().get("GPU", 0)
-        if gpus > have:
-            raise UserError(
-                "resources.gpus_per_worker",
-                gpus,
-                f"at most the {have:g} GPUs of {address or 'this machine'} for all workers together",
-                "Lower resources.workers or resources.gpus_per_worker, or set the latter to 0.",
-            )
+        _check_gpus(gpus, address or "this machine")
         yield
     finally:
         ray.shutdown()
+
+
+def _check_gpus(gpus: float, where: str) -> None:
+    import ray
+
+    have = ray.cluster_resources().get("GPU", 0)
+    if gpus > have:
+        raise UserError(
+            "resources.gpus_per_worker",
+            gpus,
+            f"at most the {have:g} GPUs of {where} for all workers together",
+            "Lower resources.workers or resources.gpus_per_worker, or set the latter to 0.",
+        )
 
 
 def _ensure_token() -> None:

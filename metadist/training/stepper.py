@@ -86,10 +86,11 @@ class Stepper:
         self._last = time.perf_counter()
         while self.version < until:
             self._feed(until)
-            step = self._steps[0]
-            if len(step.reports) < self.rule.chunks:
+            # No step is open while every worker still holds work that a loss has made void.
+            if not self._steps or len(self._steps[0].reports) < self.rule.chunks:
                 self._collect()
                 continue
+            step = self._steps[0]
             for report in step.reports.values():
                 if not report.finite:
                     raise Diverged(

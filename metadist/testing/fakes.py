@@ -1,0 +1,257 @@
+"""A pool and a server in one process that go wrong on purpose, at a named chunk of a named step.
+
+They behave as actors do: workers finish in an order of their own, and the server takes a step by itself as soon as
+its payloads are there. Nothing depends on time: the order follows from a seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from metadist.outer import ChunkReport, Experiment, OuterState, Payload, Published, Update
+from metadist.training.run_folder import RunFolder
+from metadist.training.seams import (
+    Done,
+    Event,
+    Joined,
+    Lost,
+    ParameterServer,
+    PayloadLost,
+    Ref,
+    ServerLost,
+    Voided,
+    WorkerPool,
+)
+from metadist.training.server import Server
+from metadist.training.work import GradientWork, Work, Worker
+
+
+@dataclass
+class Fault:
+    """What goes wrong, and where.
+
+    Attributes:
+        kind: `kill`: the worker that takes up the chunk dies; `kill_after`: it dies when its payload was sent and its
+            report was not; `void`: the chunk's version is gone; `lose_payload`: the chunk's payload is gone;
+            `nan`: the chunk's sums are NaN; `stall`: no worker does anything any more; `lose_server`: the server
+            is gone when the outcome of the step is asked for.
+        version: version that the step starts from.
+        times: strikes that are left.
+        struck: strikes that have happened.
+    """
+
+    kind: Literal["kill", "kill_after", "void", "lose_payload", "nan", "stall", "lose_server"]
+    version: int
+    chunk: int = 0
+    times: int = 1
+    struck: int = 0
+
+
+@dataclass(eq=False)
+class FakeRef:
+    """A value that is still to come, is there, or will never be."""
+
+    value: Any = None
+    state: Literal["pending", "there", "gone"] = "pending"
+
+    def fill(self, value: Any) -> None:
+        """The value has come."""
+        self.value, self.state = value, "there"
+
+
+def there(value: Any) -> FakeRef:
+    """A ref whose value is there."""
+    return FakeRef(value, "there")
+
+
+@dataclass(eq=False)
+class _Step:
+    version: int
+    payloads: Sequence[FakeRef]
+    following: FakeRef = field(default_factory=FakeRef)
+    update: Update | None = None
+    after: OuterState | None = None
+
+
+class FakeServer(ParameterServer):
+    """The parameter server.
+
+    Attributes:
+        recoveries: how often a new one was asked for.
+    """
+
+    def __init__(self, experiment: Experiment, faults: Sequence[Fault] = ()) -> None:
+        self._experiment, self._faults = experiment, faults
+        self._server = Server(experiment)
+        self._committed: OuterState | None = None
+        self._ordered: list[_Step] = []
+        self.recoveries = 0
+
+    def settle(self) -> None:
+        """Take the ordered steps whose payloads are there, in their order."""
+        for step in self._ordered:
+            if step.update is not None or step.following.state == "gone":
+                continue
+            states = {payload.state for payload in step.payloads}
+            if "gone" in states:
+                step.following.state = "gone"
+            elif "pending" in states:
+                return
+            else:
+                payloads: list[Payload] = [payload.value for payload in step.payloads]
+                published, step.update, step.after = self._server.apply(step.version, payloads)
+                step.following.fill(published)
+
+    def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
+        published, self._committed = self._server.start(folder, checkpoint)
+        return there(published)
+
+    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
+        step = _Step(version, list(payloads))
+        self._ordered.append(step)
+        return step.following
+
+    def outcome(self, version: int) -> Update:
+        for fault in self._faults:
+            if fault.kind == "lose_server" and fault.version == version and fault.times:
+                fault.times, fault.struck = fault.times - 1, fault.struck + 1
+                self._forget()
+                raise ServerLost("the server is gone")
+        self.settle()
+        (*_, step) = (step for step in self._ordered if step.version == version)
+        self._ordered.remove(step)
+        if step.following.state == "gone":
+            raise PayloadLost("a payload is gone")
+        assert step.update is not None, "the outcome of a step was asked for before its chunks were there"
+        self._committed = step.after
+        return step.update
+
+    def recover(self) -> Ref:
+        assert self._committed is not None
+        self.recoveries += 1
+        self._forget()
+        self._server = Server(self._experiment)
+        return there(self._server.restore(self._committed))
+
+    def _forget(self) -> None:
+        for step in self._ordered:
+            if step.following.state == "pending":
+                step.following.state = "gone"
+        self._ordered.clear()
+
+    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
+        assert self._committed is not None
+        writer = Server(self._experiment)
+        writer.restore(self._committed)
+        return writer.save(folder, name, identity, progress)
+
+    def read(self, folder: RunFolder, checkpoint: str) -> Ref:
+        return there(self._server.read(folder, checkpoint))
+
+    def close(self) -> None:
+        self._forget()
+
+
+@dataclass(eq=False)
+class _Order:
+    ticket: int
+    work: Work
+    version: FakeRef
+    payload: FakeRef
+
+
+class FakePool(WorkerPool):
+    """Workers, which finish in a random order.
+
+    Args:
+        server: what the workers' payloads go to.
+        workers: how many; a lost one is replaced.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, experiment: Experiment, server: FakeServer, faults: Sequence[Fault] = (), workers: int = 3, seed: int = 0
+    ) -> None:
+        self._experiment, self._server, self._faults = experiment, server, faults
+        self._random = random.Random(seed)
+        self._orders: dict[int, deque[_Order]] = {}
+        self._workers: dict[int, Worker] = {}
+        self._news: list[Event] = []
+        self._next = 0
+        for _ in range(workers):
+            self._start()
+
+    def _start(self) -> None:
+        self._workers[self._next] = Worker(self._experiment, torch.device("cpu"))
+        self._orders[self._next] = deque()
+        self._news.append(Joined(self._next, {"device": "fake"}))
+        self._next += 1
+
+    def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
+        order = _Order(ticket, work, version, FakeRef())
+        self._orders[worker].append(order)
+        return order.payload
+
+    def wait(self, timeout: float) -> list[Event]:
+        events, self._news = self._news, []
+        while not events or self._random.random() < 0.5:
+            self._server.settle()
+            ready = [name for name, orders in self._orders.items() if orders and orders[0].version.state != "pending"]
+            if not ready:
+                break
+            events.append(self._take_up(self._random.choice(ready)))
+        if not events:
+            raise TimeoutError(f"no worker finished anything within {timeout:g} s")
+        return events
+
+    def _take_up(self, worker: int) -> Event:
+        order = self._orders[worker].popleft()
+        kind = self._strike(order.work)
+        if kind == "stall":
+            raise TimeoutError("no worker finished anything")
+        if kind == "kill":
+            order.payload.state = "gone"
+            return self._lose(worker, order)
+        if kind == "void" or order.version.state == "gone":
+            order.payload.state = "gone"
+            return Voided(worker, order.ticket)
+        published: Published = order.version.value
+        payload, report = self._workers[worker].run(order.work, published)
+        if kind == "nan":
+            assert payload is not None
+            assert isinstance(report, ChunkReport)
+            payload = replace(payload, gradient={n: np.full_like(a, np.nan) for n, a in payload.gradient.items()})
+            report = replace(report, finite=False)
+        order.payload.fill(payload)
+        if kind == "lose_payload":
+            order.payload.state = "gone"
+        if kind == "kill_after":
+            return self._lose(worker, order)
+        return Done(worker, order.ticket, report)
+
+    def _lose(self, worker: int, first: _Order) -> Lost:
+        waiting = self._orders.pop(worker)
+        for order in waiting:
+            order.payload.state = "gone"
+        del self._workers[worker]
+        self._start()
+        return Lost(worker, (first.ticket, *(order.ticket for order in waiting)), "killed by a fault")
+
+    def _strike(self, work: Work) -> str | None:
+        if isinstance(work, GradientWork):
+            for fault in self._faults:
+                place = (fault.version, fault.chunk)
+                if fault.kind != "lose_server" and fault.times and place == (work.key.version, work.key.chunk):
+                    fault.times, fault.struck = fault.times - 1, fault.struck + 1
+                    return fault.kind
+        return None
+
+    def close(self) -> None:
+        self._orders.clear()

@@ -1,0 +1,46 @@
+"""What all tests share: torch's threads, a home for caches, and one Ray session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared stores and tracking of tests stay out of the user's own places; one torch thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    before = dict(os.environ)
+    os.environ["METADIST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of public data sets, where there is one."""
+    folder = Path(os.environ.get("METADIST_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "omniglot.zip").exists():
+        pytest.skip(f"no public data sets in {folder}; METADIST_TEST_DATA names another folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[object]:
+    """The one embedded Ray session of the whole suite: four CPUs of its own counting, two GPUs that Ray is told of."""
+    import metadist.distributed  # noqa: F401  sets Ray's environment before it is imported
+    from metadist.distributed.session import ray_session
+
+    with ray_session(None, cpus=4, pretend_gpus=2):
+        import ray
+
+        yield ray

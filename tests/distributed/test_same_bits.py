@@ -1,0 +1,103 @@
+"""Contract 2: the parameters after step t do not depend on runtime, workers, deaths, or being stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metadist.config import Job, load_job
+from metadist.distributed.run import RunOptions, resume_run, train_job
+from metadist.testing.faults import KillOnce
+from metadist.testing.observers import Notes
+
+REPOSITORY = Path(__file__).parent.parent.parent
+STEPS = 12
+
+
+def job(tmp_path: Path, *overrides: str) -> Job:
+    return load_job(
+        str(REPOSITORY / "jobs" / "quickstart.yaml"),
+        [
+            f"steps={STEPS}",
+            "model.width=8",
+            "checkpoint.every=5",
+            "evaluation.test_tasks=16",
+            "tracking.uri=none",
+            f"storage={tmp_path}",
+            *overrides,
+        ],
+    )
+
+
+def run(tmp_path: Path, *overrides: str, **options: Any) -> tuple[dict[str, Any], Notes]:
+    notes = Notes()
+    return train_job(job(tmp_path, *overrides), notes, RunOptions(**options)), notes
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The oracle: the in-process runtime, left alone."""
+    return run(tmp_path_factory.mktemp("oracle"), "runtime=inprocess")[0]
+
+
+def assert_same(summary: dict[str, Any], undisturbed: dict[str, Any]) -> None:
+    assert summary["step"] == STEPS
+    assert summary["params_sha256"] == undisturbed["params_sha256"]
+    assert summary["test"] == undisturbed["test"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], workers: int) -> None:
+    assert_same(run(tmp_path, f"resources.workers={workers}")[0], undisturbed)
+
+
+@pytest.mark.parametrize("point", ["work", "computed"])
+def test_worker_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], point: str) -> None:
+    fault = KillOnce(point, 5, str(tmp_path / "struck"))
+    summary, notes = run(tmp_path, fault=fault)
+    assert Path(fault.marker).exists()
+    assert summary["worker_losses"] == 1
+    assert any("worker" in text and "lost" in text for text in notes.said)
+    assert_same(summary, undisturbed)
+
+
+@pytest.mark.parametrize("point", ["apply", "applied"])
+def test_server_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], point: str) -> None:
+    fault = KillOnce(point, 5, str(tmp_path / "struck"))
+    summary, notes = run(tmp_path, fault=fault)
+    assert Path(fault.marker).exists()
+    assert summary["server_losses"] == 1
+    assert any("server was lost" in text for text in notes.said)
+    assert_same(summary, undisturbed)
+
+
+def test_server_killed_between_states(
+    ray: Any, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the state travels every few steps only, the steps since are taken again from their payloads."""
+    monkeypatch.setattr("metadist.distributed.server.STATE_VALUES", 1000)
+    fault = KillOnce("applied", 6, str(tmp_path / "struck"))
+    summary, _ = run(tmp_path, fault=fault)
+    assert Path(fault.marker).exists()
+    assert summary["server_losses"] == 1
+    assert_same(summary, undisturbed)
+
+
+@pytest.mark.parametrize(("first", "second"), [("inprocess", "ray"), ("ray", "inprocess")])
+def test_stop_and_resume_elsewhere(
+    ray: Any, tmp_path: Path, undisturbed: dict[str, Any], first: str, second: str
+) -> None:
+    stopped, _ = run(tmp_path, f"runtime={first}", "resources.workers=1", stop_after=7)
+    assert (stopped["outcome"], stopped["step"]) == ("stopped", 7)
+    there = job(tmp_path, f"runtime={second}", "resources.workers=2")
+    summary = resume_run(stopped["run_dir"], lambda _: there, Notes(), RunOptions())
+    assert_same(summary, undisturbed)
+
+
+def test_resume_of_another_job_is_refused(tmp_path: Path) -> None:
+    stopped, _ = run(tmp_path, "runtime=inprocess", stop_after=3)
+    other = job(tmp_path, "runtime=inprocess", "learner.inner_lr=0.3")
+    with pytest.raises(ValueError, match=r"learner\.inner_lr"):
+        resume_run(stopped["run_dir"], lambda _: other, Notes(), RunOptions())

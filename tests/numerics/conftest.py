@@ -1,0 +1,78 @@
+"""Small smooth nets and tasks in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from metadist.learners import Learner, Maml, MamlConfig, Meta, Network, ProtoNet, ProtoNetConfig, Reptile, ReptileConfig
+from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
+from metadist.tasks import Examples, Task
+
+torch.set_num_threads(1)
+WAYS, SHOTS, QUERY, TASKS = 3, 2, 3, 3
+F64 = torch.float64
+
+LEARNERS = {
+    "maml-1": MamlConfig(inner_steps=1, inner_lr=0.3),
+    "maml-3": MamlConfig(inner_steps=3, inner_lr=0.3),
+    "fomaml-3": MamlConfig(inner_steps=3, inner_lr=0.3, first_order=True),
+    "maml-0": MamlConfig(inner_steps=0),
+    "reptile-sgd-batches": ReptileConfig(inner_optimizer="sgd", inner_lr=0.2, inner_steps=4, inner_batch=4),
+    "reptile-adam-batches": ReptileConfig(inner_lr=0.01, inner_steps=4, inner_batch=4, beta1=0.3),
+    "reptile-adam-full": ReptileConfig(inner_lr=0.01, inner_steps=3, inner_batch=None),
+    "protonet": ProtoNetConfig(),
+}
+
+
+def build_learner(name: str, module: BaseModel, loss: str) -> Learner:
+    config, network = LEARNERS[name], Network(module, "xavier", loss)
+    kind = {MamlConfig: Maml, ReptileConfig: Reptile, ProtoNetConfig: ProtoNet}[type(config)]
+    return kind(config, network)
+
+
+def build_model(kind: str, norm: str, outputs: int | None, pool: bool = False) -> BaseModel:
+    if kind == "mlp":
+        return Mlp(MlpConfig(hidden=[6, 5], norm=norm, activation="tanh"), (4,), outputs)
+    return Conv4(Conv4Config(width=4, layers=2, pool=pool, norm=norm, activation="tanh"), (1, 8, 8), outputs)
+
+
+def random_meta(learner: Learner, seed: int = 0) -> Meta:
+    """Initial weights with every value moved, so that no bias is 0 and no norm's weight is 1."""
+    generator = torch.Generator().manual_seed(seed)
+    start = learner.init(generator).parameters
+    moved = {
+        name: value.double() + 0.2 * torch.randn(value.shape, generator=generator, dtype=F64)
+        for name, value in start.items()
+    }
+    return Meta(moved, {}, {})
+
+
+def random_tasks(shape: tuple[int, ...], loss: str, seed: int = 1) -> Task:
+    """A batch of tasks; each class has its own mean."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def part(repeats: int) -> Examples:
+        rows = repeats * WAYS
+        x = torch.randn((TASKS, rows, *shape), generator=generator, dtype=F64)
+        y = torch.arange(WAYS).repeat(repeats).expand(TASKS, rows).clone()
+        if loss == "mse":
+            return Examples(x, torch.randn((TASKS, rows, 2), generator=generator, dtype=F64), 0)
+        return Examples(x + y.reshape(TASKS, rows, *(1,) * len(shape)), y, WAYS)
+
+    return Task(part(SHOTS), part(QUERY))
+
+
+@pytest.fixture
+def setting() -> Callable[..., tuple[Learner, Meta, Task]]:
+    """A learner by name with a model and norm; the multi-layer perceptron regresses where the learner can."""
+
+    def make(name: str, kind: str, norm: str, pool: bool = False) -> tuple[Learner, Meta, Task]:
+        loss = "mse" if kind == "mlp" and name != "protonet" else "cross_entropy"
+        outputs = None if name == "protonet" else 2 if loss == "mse" else WAYS
+        learner = build_learner(name, build_model(kind, norm, outputs, pool), loss)
+        return learner, random_meta(learner), random_tasks((4,) if kind == "mlp" else (1, 8, 8), loss)
+
+    return make

@@ -1,0 +1,236 @@
+"""`compute_meta_gradient` against the papers, written once more: plain loops, torch.autograd.grad, nets by hand.
+
+Nothing of a learner or a model is used here but the names of their parameters and their settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import cycle, islice
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metadist.learners import MamlConfig, ProtoNetConfig, ReptileConfig
+from metadist.outer import compute_meta_gradient
+from metadist.tasks import Task, take
+
+LEARNERS = ["maml-1", "maml-3", "fomaml-3", "maml-0", "reptile-sgd-batches", "reptile-adam-batches"]
+LEARNERS += ["reptile-adam-full", "protonet"]
+NORMS = ["batch", "support", "layer", "none"]
+KINDS = ["conv", "mlp"]
+Weights = dict[str, Tensor]
+
+
+class Net:
+    """The nets in functional form. Support and other inputs go through side by side, layer by layer."""
+
+    def __init__(self, kind: str, norm: str) -> None:
+        self.kind, self.norm = kind, norm
+
+    def __call__(self, w: Weights, support: Tensor, x: Tensor) -> Tensor:
+        """Outputs for `x`; the statistics of `support` count where the norm says so."""
+        name = "convs" if self.kind == "conv" else "layers"
+        for layer in range(2):
+            weight, bias = w[f"{name}.{layer}.weight"], w.get(f"{name}.{layer}.bias")
+            support, x = (self._linear(part, weight, bias) for part in (support, x))
+            if self.norm != "none":
+                source = support if self.norm == "support" else x
+                scale, shift = w[f"norms.{layer}.weight"], w[f"norms.{layer}.bias"]
+                x = self._normalise(x, source, scale, shift)
+                support = self._normalise(support, support, scale, shift)
+            support, x = support.tanh(), x.tanh()
+        if self.kind == "conv":
+            x = x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+        return x @ w["head.weight"].T + w["head.bias"] if "head.weight" in w else x
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.kind == "mlp":
+            return x @ weight.T + (0 if bias is None else bias)
+        columns = nn.functional.unfold(x, 3, padding=1, stride=2)  # [rows, channels · 9, positions]
+        out = torch.einsum("of,rfp->rop", weight.flatten(1), columns)
+        side = math.isqrt(out.shape[2])
+        return (out if bias is None else out + bias[:, None]).reshape(x.shape[0], -1, side, side)
+
+    def _normalise(self, x: Tensor, source: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if self.norm == "layer":
+            flat = x.flatten(1)
+            mean = flat.mean(1)
+            sd = ((flat - mean[:, None]) ** 2).mean(1).add(1e-5).sqrt()
+            mean, sd = (part.reshape(-1, *(1,) * (x.dim() - 1)) for part in (mean, sd))
+        else:
+            flat = source.transpose(0, 1).flatten(1)
+            mean = flat.mean(1)
+            sd = ((flat - mean[:, None]) ** 2).mean(1).add(1e-5).sqrt()
+            mean, sd = (part.reshape(1, -1, *(1,) * (x.dim() - 2)) for part in (mean, sd))
+        scale, shift = (part.reshape(1, -1, *(1,) * (x.dim() - 2)) for part in (scale, shift))
+        return (x - mean) / sd * scale + shift
+
+
+def cost(outputs: Tensor, y: Tensor) -> Tensor:
+    if y.dim() == 2:
+        return ((outputs - y) ** 2).mean()
+    return sum(row.exp().sum().log() - row[label] for row, label in zip(outputs, y, strict=True)) / len(y)
+
+
+def grad(loss: Tensor, w: Weights, graph: bool = False) -> Weights:
+    return dict(zip(w, torch.autograd.grad(loss, list(w.values()), create_graph=graph), strict=True))
+
+
+def leaves(w: Weights) -> Weights:
+    return {name: value.detach().clone().requires_grad_() for name, value in w.items()}
+
+
+def query_loss(net: Net, config: MamlConfig | ProtoNetConfig, theta: Weights, task: Task) -> Tensor:
+    """The outer loss of one task, as a differentiable function of `theta`."""
+    (x, y, _), (query_x, query_y, _) = task
+    if isinstance(config, ProtoNetConfig):
+        points, embedded = net(theta, x, x), net(theta, x, query_x)
+        prototypes = [torch.stack([p for p, c in zip(points, y, strict=True) if c == k]).mean(0) for k in range(3)]
+        return cost(torch.stack([torch.stack([-((e - p) ** 2).sum() for p in prototypes]) for e in embedded]), query_y)
+    w = theta
+    for _ in range(config.inner_steps):
+        step = grad(cost(net(w, x, x), y), w, graph=True)
+        w = {name: value - config.inner_lr * step[name] for name, value in w.items()}
+    return cost(net(w, x, query_x), query_y)
+
+
+def reptile_weights(net: Net, config: ReptileConfig, theta: Weights, task: Task) -> Weights:
+    """φ: the weights after k steps of a stateful optimiser of torch."""
+    w = leaves(theta)
+    if config.inner_optimizer == "adam":
+        inner = torch.optim.Adam(w.values(), config.inner_lr, betas=(config.beta1, config.beta2), eps=1e-8)
+    else:
+        inner = torch.optim.SGD(w.values(), config.inner_lr)
+    x, y, _ = task.support
+    rows = cycle(range(len(y)))
+    for _ in range(config.inner_steps):
+        part = list(islice(rows, config.inner_batch or len(y)))
+        inner.zero_grad()
+        cost(net(w, x[part], x[part]), y[part]).backward()
+        inner.step()
+    return {name: value.detach() for name, value in w.items()}
+
+
+def reference(net: Net, config: object, theta: Weights, task: Task) -> tuple[Weights, float]:
+    """One task's meta-gradient and query loss, from the paper."""
+    theta = leaves(theta)
+    (x, y, _), (query_x, query_y, _) = task
+    if isinstance(config, ReptileConfig):
+        phi = reptile_weights(net, config, theta, task)
+        gradient = {name: value.detach() - phi[name] for name, value in theta.items()}
+        return gradient, float(cost(net(phi, x, query_x), query_y))
+    if isinstance(config, MamlConfig) and config.first_order:
+        w = theta
+        for _ in range(config.inner_steps):
+            step = grad(cost(net(w, x, x), y), w)
+            w = leaves({name: value - config.inner_lr * step[name] for name, value in w.items()})
+        loss = cost(net(w, x, query_x), query_y)
+        return grad(loss, w), float(loss.detach())
+    loss = query_loss(net, config, theta, task)
+    return grad(loss, theta), float(loss.detach())
+
+
+def flat(gradient: Weights) -> Tensor:
+    return torch.cat([gradient[name].flatten() for name in sorted(gradient)])
+
+
+def relative_error(found: Weights, expected: Weights) -> float:
+    assert found.keys() == expected.keys()
+    return float((flat(found) - flat(expected)).norm() / flat(expected).norm())
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strategy: str) -> None:
+    learner, meta, batch = setting(name, kind, norm)
+    config = getattr(learner, "config", ProtoNetConfig())
+    count = batch.query.x.shape[0]
+    each = [reference(Net(kind, norm), config, meta.parameters, take(batch, index)) for index in range(count)]
+    expected = {n: sum(gradient[n] for gradient, _ in each) for n in meta.parameters}
+    found = compute_meta_gradient(learner, meta, batch, strategy)
+    assert relative_error(found.gradient, expected) < 1e-9
+    assert float(found.loss) == pytest.approx(sum(loss for _, loss in each), rel=1e-12)
+    assert (found.tasks, found.rows, found.statistics) == (count, count * 9, {})
+    assert not any(value.requires_grad for value in (*found.gradient.values(), found.loss, *meta.parameters.values()))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["maml-1", "maml-3", "protonet"])
+def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
+    """Central differences of the loss along random directions; no derivative is taken of the outer loss."""
+    learner, meta, batch = setting(name, kind, norm)
+    config, net = getattr(learner, "config", ProtoNetConfig()), Net(kind, norm)
+    gradient = flat(compute_meta_gradient(learner, meta, batch, "vectorized").gradient)
+    generator = torch.Generator().manual_seed(2)
+
+    def outer_loss(w: Weights) -> float:
+        return sum(query_loss(net, config, leaves(w), take(batch, index)).item() for index in range(3))
+
+    for _ in range(2):
+        way = {n: torch.randn(v.shape, generator=generator, dtype=torch.float64) for n, v in meta.parameters.items()}
+        length, step = float(flat(way).norm()), 1e-4
+        ahead, behind = (
+            outer_loss({n: v + sign * step / length * way[n] for n, v in meta.parameters.items()}) for sign in (1, -1)
+        )
+        slope = float(gradient @ flat(way)) / length
+        assert (ahead - behind) / (2 * step) == pytest.approx(slope, abs=1e-6 * float(gradient.norm()))
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_of_a_batch_is_the_sum_over_its_tasks(setting: Callable, name: str, strategy: str) -> None:
+    learner, meta, batch = setting(name, "conv", "support")
+    whole = compute_meta_gradient(learner, meta, batch, strategy)
+    singles = []
+    for index in range(3):
+        one = Task(*(part._replace(x=part.x[index : index + 1], y=part.y[index : index + 1]) for part in batch))
+        singles.append(compute_meta_gradient(learner, meta, one, strategy))
+    total = {n: sum(one.gradient[n] for one in singles) for n in meta.parameters}
+    assert relative_error(whole.gradient, total) < 1e-13
+    assert float(whole.loss) == pytest.approx(sum(float(one.loss) for one in singles), rel=1e-14)
+    assert int(whole.correct) == sum(int(one.correct) for one in singles)
+    assert (whole.tasks, whole.rows) == (3, sum(one.rows for one in singles))
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+def test_counts_correct_rows(setting: Callable, strategy: str) -> None:
+    learner, meta, batch = setting("maml-1", "conv", "batch")
+    outputs = [
+        learner.predict(learner.adapt(meta, take(batch, i).support, 1), take(batch, i).query.x) for i in range(3)
+    ]
+    right = sum(
+        int(row.argmax() == label)
+        for out, y in zip(outputs, batch.query.y, strict=True)
+        for row, label in zip(out, y, strict=True)
+    )
+    assert 0 < right < 27
+    assert int(compute_meta_gradient(learner, meta, batch, strategy).correct) == right
+
+
+@pytest.mark.parametrize("flat_areas", [False, True], ids=["noise", "flat-areas"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["maml-1", "maml-3", "reptile-adam-batches", "protonet"])
+def test_strategies_agree_with_max_pooling(setting: Callable, name: str, norm: str, flat_areas: bool) -> None:
+    """Also where all values of a pooling window are equal, as in the background of drawn characters."""
+    learner, meta, batch = setting(name, "conv", norm, pool=True)
+    if flat_areas:
+        for part in batch:
+            part.x[..., :6, :] = 1.0
+    loop, vectorized = (compute_meta_gradient(learner, meta, batch, strategy) for strategy in ("loop", "vectorized"))
+    assert relative_error(vectorized.gradient, loop.gradient) < 1e-9
+    assert float(vectorized.loss) == pytest.approx(float(loop.loss), rel=1e-12)
+
+
+def test_a_parameter_without_effect_has_a_gradient_of_zeros(setting: Callable) -> None:
+    learner, meta, batch = setting("maml-1", "mlp", "none")
+    learner.network.module.unused = nn.Parameter(torch.zeros(2))
+    meta.parameters["unused"] = torch.ones(2, dtype=torch.float64)
+    for strategy in ("loop", "vectorized"):
+        found = compute_meta_gradient(learner, meta, batch, strategy)
+        assert found.gradient["unused"].tolist() == [0.0, 0.0]

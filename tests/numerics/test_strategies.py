@@ -1,0 +1,161 @@
+"""The check of the execution strategy before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metadist.learners import Maml, MamlConfig, Network
+from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
+from metadist.outer import check_strategy, choose_strategy
+
+CPU = torch.device("cpu")
+
+
+class TanhWrongUnderVmap(torch.autograd.Function):
+    """tanh, but a little larger under vmap."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / ctx.saved_tensors[0].cosh() ** 2
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return TanhWrongUnderVmap.apply(x) * (1 + 1e-5), in_dims[0]
+
+
+class Foreign(BaseModel):
+    """A model of a user's own: `inner` between two layers."""
+
+    def __init__(self, inner: Callable[[], nn.Module]) -> None:
+        super().__init__("batch", 4, 3)
+        self.conv = nn.Conv2d(1, 4, 3, 2, 1)
+        self.inner = inner()
+
+    def features(self, x: Tensor, reference: int | None) -> Tensor:
+        return self.inner(self.conv(x)).tanh().mean((2, 3))
+
+
+class WrongRule(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return TanhWrongUnderVmap.apply(x)
+
+
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.mean() > 0 else x
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros(x.shape, dtype=x.dtype).add_(x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x.flatten(2))[0].unflatten(2, x.shape[2:])
+
+
+class Shifted(nn.Module):
+    """Adds a buffer, as a positional encoding does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.linspace(0, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, torch.diag(1 + self.shift))
+
+
+def check(setting: Callable, inner: Callable[[], nn.Module], steps: int = 1) -> Any:
+    _, _, batch = setting("maml-1", "conv", "batch")
+    learner = Maml(MamlConfig(inner_steps=steps), Network(Foreign(inner), "kaiming", "cross_entropy"))
+    meta = learner.init(torch.Generator().manual_seed(0))
+    return check_strategy(learner, meta, batch, "vectorized", "the rule")
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: nn.BatchNorm2d(4, track_running_stats=False),
+        lambda: nn.InstanceNorm2d(4, affine=True),
+        WrongRule,
+    ],
+    ids=["batch-norm", "instance-norm", "custom-rule"],
+)
+def test_finds_a_derivative_that_is_silently_wrong(setting: Callable, inner: Callable, steps: int) -> None:
+    found = check(setting, inner, steps)
+    assert found.difference > 1e-7
+    assert (found.strategy, found.rule) == ("loop", "vectorized")
+    assert "differs from the plain loop" in found.reason
+
+
+@pytest.mark.parametrize("inner", [Branch, InPlace, Recurrent])
+def test_finds_a_model_that_fails_when_vectorised(setting: Callable, inner: Callable) -> None:
+    found = check(setting, inner)
+    assert math.isnan(found.difference)
+    assert (found.strategy, found.rule) == ("loop", "vectorized")
+    assert "fails" in found.reason
+
+
+@pytest.mark.parametrize("inner", [nn.Tanh, lambda: nn.GroupNorm(2, 4), Shifted], ids=["tanh", "group-norm", "buffer"])
+def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callable) -> None:
+    found = check(setting, inner)
+    assert (found.strategy, found.rule, found.reason) == ("vectorized", "vectorized", "the rule")
+    assert found.difference < 1e-12
+
+
+@pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
+@pytest.mark.parametrize("name", ["maml-3", "fomaml-3", "reptile-adam-batches", "protonet"])
+@pytest.mark.parametrize("pool", [False, True])
+def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) -> None:
+    learner, meta, batch = setting(name, "conv", norm, pool)
+    found = check_strategy(learner, meta, batch, "vectorized", "the rule")
+    assert (found.strategy, found.reason) == ("vectorized", "the rule")
+    assert found.difference < 1e-11
+
+
+def test_the_loop_needs_no_check(setting: Callable) -> None:
+    learner, meta, batch = setting("maml-1", "conv", "batch")
+    found = check_strategy(learner, meta, batch, "loop", "the rule")
+    assert (found.strategy, found.rule, found.difference, found.reason) == ("loop", "loop", 0.0, "the rule")
+
+
+def test_a_gradient_that_is_not_finite_is_no_agreement(setting: Callable) -> None:
+    learner, meta, batch = setting("maml-1", "conv", "batch")
+    meta.parameters["head.bias"][:] = math.nan
+    assert check_strategy(learner, meta, batch, "vectorized", "the rule").strategy == "loop"
+
+
+@pytest.mark.parametrize(
+    ("module", "device", "strategy"),
+    [
+        (Mlp(MlpConfig(), (1,), 1), "cpu", "vectorized"),
+        (Conv4(Conv4Config(width=4, layers=2, pool=False), (1, 8, 8), 3), "cpu", "vectorized"),
+        (Conv4(Conv4Config(width=4, layers=2), (1, 8, 8), 3), "cpu", "loop"),
+        (Conv4(Conv4Config(width=4, layers=2), (1, 8, 8), 3), "cuda", "vectorized"),
+    ],
+)
+def test_the_rule_is_of_model_and_device(module: BaseModel, device: str, strategy: str) -> None:
+    learner = Maml(MamlConfig(), Network(module, "xavier", "mse"))
+    chosen, reason = choose_strategy(learner, torch.device(device))
+    assert chosen == strategy
+    assert reason
