@@ -288,7 +288,7 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
         return adapter.validate_python(value, strict=True)
     except ValidationError as error:
-        raise UserError(place, value, _describe(hint), _hint(hint, value)) from error
+        raise UserError(place, value, describe_type(hint), _hint(hint, value)) from error
 
 
 def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
@@ -301,7 +301,7 @@ def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
     return kinds[kind]
 
 
-def _describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A type in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     if hint in words:
@@ -310,8 +310,8 @@ def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, arguments)) if len(arguments) > 1 else str(arguments[0])
     if typing.get_origin(hint) is list:
-        return "a list, each " + _describe(arguments[0])
-    return " or ".join(_describe(argument) for argument in arguments)
+        return "a list, each " + describe_type(arguments[0])
+    return " or ".join(describe_type(argument) for argument in arguments)
 
 
 def _hint(hint: Any, value: Any) -> str:

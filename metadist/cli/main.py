@@ -10,6 +10,7 @@ import typer
 import metadist
 from metadist.cli.data import app as data_app
 from metadist.cli.evaluate import evaluate_command
+from metadist.cli.keys import keys_command
 from metadist.cli.train import train_command
 from metadist.cli.ui import ui_command
 from metadist.errors import UserError
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("ui")(ui_command)
+app.command("keys")(keys_command)
 app.add_typer(data_app, name="data")
 
 

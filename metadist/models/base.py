@@ -32,7 +32,7 @@ class ModelConfig:
     #: nonlinearity after every layer but the head
     activation: Activation = "relu"
     #: distribution of the initial weights
-    init: InitName = "kaiming"
+    init: InitName = "default"
 
 
 class BaseModel(nn.Module, ABC):

@@ -8,30 +8,40 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-InitName = Literal["normal", "xavier", "kaiming"]
+InitName = Literal["default", "normal", "xavier", "kaiming"]
 
 
 def initial_parameters(module: nn.Module, init: InitName, generator: Generator) -> dict[str, Tensor]:
     """Fresh parameters for `module`, by name, in the order of `module.named_parameters()`.
 
-    Weights (two dimensions or more) are drawn: `normal` with standard deviation 0.01, `xavier` uniform
-    (Glorot, Bengio, 2010), `kaiming` normal for ReLU (He et al., 2015). Biases are 0; one-dimensional
-    weights, which scale normalised activations, are 1.
+    Weights (two dimensions or more) are drawn: `default` uniform within 1/√fan_in, as torch's own layers do,
+    `normal` with standard deviation 0.01, `xavier` uniform (Glorot, Bengio, 2010), `kaiming` normal for ReLU
+    (He et al., 2015). Biases are 0, but for `default`, which draws a layer's bias like its weights. What scales
+    and shifts normalised activations starts at 1 and 0.
     """
+    parameters = dict(module.named_parameters())
     fresh: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters.items():
         value = torch.empty(parameter.shape)
-        if value.dim() < 2:
-            value.fill_(0.0 if name.endswith("bias") else 1.0)
+        # The weight of the same layer, from which a bias takes its scale.
+        weight = parameters.get(f"{name.removesuffix('bias')}weight", parameter) if "bias" in name else parameter
+        if weight.dim() < 2:
+            value.fill_(0.0 if weight is not parameter else 1.0)
+            fresh[name] = value
+            continue
+        receptive = math.prod(weight.shape[2:])
+        fan_in, fan_out = weight.shape[1] * receptive, weight.shape[0] * receptive
+        if init == "default":
+            bound = 1.0 / math.sqrt(fan_in)
+            value.uniform_(-bound, bound, generator=generator)
+        elif weight is not parameter:
+            value.zero_()
+        elif init == "normal":
+            value.normal_(0.0, 0.01, generator=generator)
+        elif init == "xavier":
+            bound = math.sqrt(6.0 / (fan_in + fan_out))
+            value.uniform_(-bound, bound, generator=generator)
         else:
-            receptive = math.prod(value.shape[2:])
-            fan_in, fan_out = value.shape[1] * receptive, value.shape[0] * receptive
-            if init == "normal":
-                value.normal_(0.0, 0.01, generator=generator)
-            elif init == "xavier":
-                bound = math.sqrt(6.0 / (fan_in + fan_out))
-                value.uniform_(-bound, bound, generator=generator)
-            else:
-                value.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
+            value.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
         fresh[name] = value
     return fresh

@@ -75,6 +75,9 @@ class ImageTasks(TaskDistribution):
                 f"square images, these are {height}×{width}",
                 "Set data.size, or data.rotations: none.",
             )
+        for name in ("crop", "noise"):
+            if not getattr(config.augment, name) >= 0:
+                raise UserError(f"data.augment.{name}", getattr(config.augment, name), "a number of at least 0")
         self.classes: Mapping[str, tuple[int, ...]] = split_classes(store.classes, config.split)
         pixel = torch.arange(height * width).reshape(height, width)
         turns = range(4 if height == width else 1)

@@ -21,6 +21,8 @@ class LinearTasksConfig(TasksConfig):
     kind: Literal["linear"] = "linear"
     #: always 2: the two sides
     ways: Literal[2] = 2
+    #: always null
+    train_ways: None = None
     shots: int = 5
     query: int = 10
     #: dimension of the points

@@ -20,6 +20,8 @@ class SinusoidTasksConfig(TasksConfig):
     kind: Literal["sinusoid"] = "sinusoid"
     #: always 1: a curve has no classes
     ways: Literal[1] = 1
+    #: always null
+    train_ways: None = None
     shots: int = 10
     query: int = 10
     batch: int = 25

@@ -1,0 +1,297 @@
+"""Adaptation and prediction against values taken by hand, and against torch.optim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metadist.errors import UserError
+from metadist.learners import (
+    Learner,
+    Maml,
+    MamlConfig,
+    Meta,
+    Network,
+    ProtoNet,
+    ProtoNetConfig,
+    Reptile,
+    ReptileConfig,
+    functional_gradients,
+    inner_gradient,
+)
+from metadist.models import BaseModel, Mlp, MlpConfig
+from metadist.outer import compute_meta_gradient
+from metadist.tasks import Examples, Task
+
+torch.set_num_threads(1)
+F64 = torch.float64
+
+
+class Slope(BaseModel):
+    """y = w x."""
+
+    def __init__(self) -> None:
+        super().__init__("none", 1, None)
+        self.w = nn.Parameter(torch.zeros(1, 1))
+
+    def features(self, x: Tensor, reference: int | None) -> Tensor:
+        return x * self.w
+
+
+def values(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=F64)[:, None]
+
+
+def batch_of_one(task: Task) -> Task:
+    return Task(*(part._replace(x=part.x[None], y=part.y[None]) for part in task))
+
+
+def make(config: MamlConfig | ReptileConfig, norm: str = "none") -> Learner:
+    """A small multi-layer perceptron with three outputs."""
+    kind = Maml if isinstance(config, MamlConfig) else Reptile
+    model = Mlp(MlpConfig(hidden=[5], activation="tanh", norm=norm), (4,), 3)
+    return kind(config, Network(model, "xavier", "cross_entropy"))
+
+
+def embedding(norm: str = "none") -> ProtoNet:
+    model = Mlp(MlpConfig(hidden=[5], activation="tanh", norm=norm), (4,), None)
+    return ProtoNet(ProtoNetConfig(), Network(model, "xavier", "cross_entropy"))
+
+
+def fresh(learner: Learner, seed: int = 0) -> Meta:
+    meta = learner.init(torch.Generator().manual_seed(seed))
+    return Meta({name: value.double() for name, value in meta.parameters.items()}, {}, {})
+
+
+@pytest.fixture
+def support() -> Examples:
+    generator = torch.Generator().manual_seed(3)
+    return Examples(torch.randn(6, 4, generator=generator, dtype=F64), torch.tensor([0, 1, 2, 0, 1, 2]), 3)
+
+
+@pytest.fixture(params=[False, True], ids=["autograd", "functional"])
+def gradients(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param:
+        with functional_gradients():
+            yield
+    else:
+        yield
+
+
+# L(w) = mean (w x − y)² = a w² − 2 b w + c with a = mean x², b = mean x y; L'(w) = 2 (a w − b).
+SUPPORT = Examples(values(1.0, 2.0), values(2.0, 3.0), 0)  # a = 2.5, b = 4
+QUERY = Examples(values(1.0, 3.0), values(1.0, 2.0), 0)  # a = 5, b = 3.5, c = 2.5
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_maml_on_a_parabola(steps: int, first_order: bool, strategy: str) -> None:
+    learner = Maml(
+        MamlConfig(inner_lr=0.1, inner_steps=steps, first_order=first_order), Network(Slope(), "xavier", "mse")
+    )
+    meta = Meta({"w": torch.tensor([[0.5]], dtype=F64)}, {}, {})
+    # w ← w − 0.1 · 2 (2.5 w − 4) = 0.5 w + 0.8, so that dw'/dw = 0.5 a step.
+    weights = [0.5, 1.05, 1.325]
+    adapted = [float(a.parameters["w"]) for a in learner.adaptation(meta, SUPPORT, 2)]
+    assert adapted == pytest.approx(weights, rel=1e-14)
+    w = weights[steps]
+    found = compute_meta_gradient(learner, meta, batch_of_one(Task(SUPPORT, QUERY)), strategy)
+    assert float(found.loss) == pytest.approx(5 * w * w - 7 * w + 2.5, rel=1e-14)
+    slope = (10 * w - 7) * (1.0 if first_order else 0.5**steps)
+    assert float(found.gradient["w"]) == pytest.approx(slope, rel=1e-14)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_reptile_on_a_parabola(steps: int) -> None:
+    config = ReptileConfig(inner_optimizer="sgd", inner_lr=0.1, inner_steps=steps, inner_batch=1)
+    learner = Reptile(config, Network(Slope(), "xavier", "mse"))
+    meta = Meta({"w": torch.tensor([[0.5]], dtype=F64)}, {}, {})
+    # Row (1, 2): w ← w − 0.2 (w − 2) = 0.8 w + 0.4. Row (2, 3): w ← w − 0.2 (4 w − 6) = 0.2 w + 1.2.
+    phi = [0.5, 0.8, 1.36][steps]
+    found = compute_meta_gradient(learner, meta, batch_of_one(Task(SUPPORT, QUERY)), "loop")
+    assert float(found.gradient["w"]) == pytest.approx(0.5 - phi, rel=1e-14)
+    assert float(found.loss) == pytest.approx(5 * phi * phi - 7 * phi + 2.5, rel=1e-14)
+
+
+@pytest.mark.usefixtures("gradients")
+@pytest.mark.parametrize(("beta1", "beta2"), [(0.0, 0.999), (0.9, 0.99), (0.5, 0.0)])
+@pytest.mark.parametrize("inner_batch", [None, 4, 100])
+def test_reptile_takes_the_steps_of_adam(
+    support: Examples, beta1: float, beta2: float, inner_batch: int | None
+) -> None:
+    config = ReptileConfig(inner_lr=0.05, inner_batch=inner_batch, beta1=beta1, beta2=beta2)
+    learner = make(config)
+    meta = fresh(learner)
+    leaves = {name: value.clone().requires_grad_() for name, value in meta.parameters.items()}
+    adam = torch.optim.Adam(leaves.values(), lr=0.05, betas=(beta1, beta2), eps=1e-8)
+    rows = [0, 1, 2, 3, 4, 5] * 4 if inner_batch == 4 else None
+    for step, adapted in enumerate(learner.adaptation(meta, support, 6)):
+        for name, value in leaves.items():
+            assert torch.allclose(adapted.parameters[name], value, rtol=1e-9, atol=1e-12)
+        part = slice(None) if rows is None else rows[4 * step : 4 * step + 4]
+        adam.zero_grad()
+        out = torch.func.functional_call(learner.network.module, leaves, (support.x[part],))
+        nn.functional.cross_entropy(out, support.y[part]).backward()
+        adam.step()
+    assert step == 6
+
+
+def test_reptile_begins_afresh_in_each_task(support: Examples) -> None:
+    """No moment is carried from task to task, in whatever order they come."""
+    learner = make(ReptileConfig(inner_lr=0.05, beta1=0.9))
+    meta = fresh(learner)
+    other = Examples(support.x.flip(0) * 2, support.y, 3)
+    first = learner.adapt(meta, support).parameters
+    learner.adapt(meta, other)
+    again = learner.adapt(meta, support).parameters
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch", "support"])
+def test_protonet_by_hand(support: Examples, norm: str) -> None:
+    learner = embedding(norm)
+    meta = fresh(learner)
+    query = torch.randn(4, 4, generator=torch.Generator().manual_seed(4), dtype=F64)
+    y = torch.tensor([2, 0, 1, 1])
+    module = learner.network.module
+
+    def embed(x: Tensor) -> Tensor:
+        if norm == "support":
+            both = torch.cat([support.x, x])
+            return torch.func.functional_call(module, meta.parameters, (both, len(support.x)))[len(support.x) :]
+        return torch.func.functional_call(module, meta.parameters, (x,))
+
+    points = (
+        embed(support.x) if norm != "support" else torch.func.functional_call(module, meta.parameters, (support.x,))
+    )
+    prototypes = [(points[k] + points[k + 3]) / 2 for k in range(3)]
+    logits = [[-sum((a - b) ** 2 for a, b in zip(e, p, strict=True)).item() for p in prototypes] for e in embed(query)]
+    adapted = learner.adapt(meta, support)
+    assert torch.allclose(adapted.points, torch.stack(prototypes), atol=1e-14)
+    assert torch.allclose(learner.predict(adapted, query), torch.tensor(logits, dtype=F64), atol=1e-12)
+    expected = -sum(row[k] - math.log(sum(map(math.exp, row))) for row, k in zip(logits, y.tolist(), strict=True)) / 4
+    loss, outputs = learner.task_loss(meta, Task(support, Examples(query, y, 3)))
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+    assert outputs.shape == (4, 3)
+
+
+def test_protonet_takes_unbalanced_classes_in_any_order(support: Examples) -> None:
+    learner = embedding()
+    meta = fresh(learner)
+    uneven = Examples(support.x, torch.tensor([2, 0, 0, 1, 0, 2]), 3)
+    points = torch.func.functional_call(learner.network.module, meta.parameters, (support.x,))
+    expected = torch.stack([(points[1] + points[2] + points[4]) / 3, points[3], (points[0] + points[5]) / 2])
+    assert torch.allclose(learner.adapt(meta, uneven).points, expected, atol=1e-14)
+
+
+LEARNERS: list[Callable[[], Learner]] = [
+    lambda: make(MamlConfig(inner_lr=0.1, eval_steps=3)),
+    lambda: make(MamlConfig(inner_lr=0.1, eval_steps=3, first_order=True)),
+    lambda: make(ReptileConfig(eval_steps=3)),
+]
+
+
+@pytest.mark.usefixtures("gradients")
+@pytest.mark.parametrize("build", LEARNERS, ids=["maml", "fomaml", "reptile"])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_adaptation_yields_every_step_and_leaves_no_graph(
+    build: Callable[[], Learner], support: Examples, steps: int
+) -> None:
+    learner = build()
+    meta = fresh(learner)
+    before = {name: value.clone() for name, value in meta.parameters.items()}
+    with torch.no_grad():
+        states = list(learner.adaptation(meta, support, steps))
+        outputs = [learner.predict(state, support.x) for state in states]
+    assert len(states) == steps + 1
+    assert all(torch.equal(states[0].parameters[name], before[name]) for name in before)
+    assert not any(value.requires_grad for state in states for value in state.parameters.values())
+    assert not any(out.requires_grad for out in outputs)
+    assert len({out.numpy().tobytes() for out in outputs}) == steps + 1
+    assert all(torch.equal(meta.parameters[name], before[name]) for name in before)
+    assert not any(value.requires_grad or value.grad is not None for value in meta.parameters.values())
+    losses = [float(learner.network.cost(out, support.y)) for out in outputs]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("build", LEARNERS, ids=["maml", "fomaml", "reptile"])
+def test_adapt_takes_the_evaluation_steps_unless_told(build: Callable[[], Learner], support: Examples) -> None:
+    learner = build()
+    meta = fresh(learner)
+    states = list(learner.adaptation(meta, support, 3))
+    for adapted, state in ((learner.adapt(meta, support), states[3]), (learner.adapt(meta, support, 1), states[1])):
+        assert all(torch.equal(adapted.parameters[name], value) for name, value in state.parameters.items())
+
+
+def test_protonet_has_nothing_to_adapt_step_by_step(support: Examples) -> None:
+    learner = embedding()
+    with torch.no_grad():
+        states = list(learner.adaptation(fresh(learner), support, learner.eval_steps))
+    assert len(states) == 1
+    assert not states[0].points.requires_grad
+
+
+@pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
+@pytest.mark.parametrize("kind", ["maml", "reptile", "protonet"])
+def test_predictions_depend_on_other_queries_with_batch_statistics_only(
+    kind: str, norm: str, support: Examples
+) -> None:
+    """The transductive setting changes what accuracy means, so it must be the one that was asked for."""
+    configs = {"maml": MamlConfig(inner_lr=0.1), "reptile": ReptileConfig()}
+    learner = embedding(norm) if kind == "protonet" else make(configs[kind], norm)
+    meta = fresh(learner)
+    query = torch.randn(5, 4, generator=torch.Generator().manual_seed(5), dtype=F64)
+    adapted = learner.adapt(meta, support, 1)
+    together, alone = learner.predict(adapted, query), learner.predict(adapted, query[:2])
+    assert torch.allclose(together[:2], alone, atol=1e-12) == (norm != "batch")
+    with_other_support = learner.predict(learner.adapt(meta, Examples(3 * support.x, support.y, 3), 0), query)
+    if kind != "protonet":
+        unadapted = learner.predict(learner.adapt(meta, support, 0), query)
+        assert torch.allclose(unadapted, with_other_support, atol=1e-12) == (norm != "support")
+
+
+@pytest.mark.usefixtures("gradients")
+def test_inner_gradient_of_an_unused_parameter_is_zeros() -> None:
+    parameters = {"a": torch.tensor(2.0, dtype=F64), "b": torch.ones(3, dtype=F64)}
+    found = inner_gradient(lambda p: p["a"] ** 3, parameters)
+    assert float(found["a"]) == 12.0
+    assert found["b"].tolist() == [0.0, 0.0, 0.0]
+    assert not any(value.requires_grad for value in (*found.values(), *parameters.values()))
+
+
+@pytest.mark.usefixtures("gradients")
+def test_inner_gradient_can_be_differentiated_again() -> None:
+    a = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    found = inner_gradient(lambda p: p["a"] ** 3, {"a": a})["a"]
+    (second,) = torch.autograd.grad(found, a)
+    assert float(second) == 12.0
+
+
+def test_learners_without_a_rule_of_their_own_say_so(support: Examples) -> None:
+    learner = make(MamlConfig())
+    with pytest.raises(TypeError, match="Maml has no rule of its own"):
+        learner.task_gradient(fresh(learner), Task(support, support))
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "field"),
+    [
+        (MamlConfig, {"inner_lr": 0.0}, "inner_lr"),
+        (MamlConfig, {"inner_lr": math.nan}, "inner_lr"),
+        (MamlConfig, {"inner_steps": -1}, "inner_steps"),
+        (MamlConfig, {"eval_steps": -1}, "eval_steps"),
+        (ReptileConfig, {"inner_lr": -1.0}, "inner_lr"),
+        (ReptileConfig, {"inner_steps": 0}, "inner_steps"),
+        (ReptileConfig, {"inner_batch": 0}, "inner_batch"),
+        (ReptileConfig, {"beta1": 1.0}, "beta1"),
+        (ReptileConfig, {"beta2": -0.1}, "beta2"),
+    ],
+)
+def test_impossible_settings_are_refused(config: type, settings: dict, field: str) -> None:
+    with pytest.raises(UserError, match=f"^{field}: got"):
+        config(**settings)
