@@ -39,9 +39,6 @@ class Display(Observer):
         self.started = False
 
     def __enter__(self) -> Display:
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-            self._live.start()
         return self
 
     def __exit__(
@@ -65,14 +62,15 @@ class Display(Observer):
         if record.accuracy is not None:
             self._average("accuracy", record.accuracy)
         now = time.monotonic()
-        if self._live is None and now - self._last_line < EVERY and record.version < self._steps:
-            return
-        self._last_line = now
-        line = self._line(record.version, workers, losses)
-        if self._live is None:
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+                self._live.start()
+            self._live.update(_table(self._line(record.version, workers, losses)))
+        elif now - self._last_line >= EVERY or record.version >= self._steps:
+            self._last_line = now
+            line = self._line(record.version, workers, losses)
             self._console.print("  ".join(f"{name} {value}" for name, value in line), soft_wrap=True)
-        else:
-            self._live.update(_table(line))
 
     def _average(self, name: str, value: float) -> None:
         old = self._averages.get(name, value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.worker_actor import WorkerActor
@@ -92,7 +92,7 @@ class RayPool(WorkerPool):
             raise PoolError(f"worker {name} failed: {error.cause!r}\n{error}") from error
         except ObjectLostError:
             return Voided(name, member.reports.pop(ref))
-        except (RayActorError, GetTimeoutError) as error:
+        except RayError as error:  # the actor died, ran out of memory, or does not answer
             return self._lose(name, member, error)
         if ref is member.ready:
             member.ready, self._failed_starts = None, 0
@@ -107,7 +107,7 @@ class RayPool(WorkerPool):
                 raise PoolError(f"{START_TRIES} workers in a row died while they started: {error}") from error
         del self._members[name]
         self._start()
-        return Lost(name, tuple(member.reports.values()), f"process {member.pid} died")
+        return Lost(name, tuple(member.reports.values()), f"process {member.pid}: {type(error).__name__}")
 
     def _stuck(self, timeout: float) -> str:
         waiting = [name for name, member in self._members.items() if member.ready is not None]

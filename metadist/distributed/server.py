@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.server_actor import ServerActor
@@ -65,7 +65,7 @@ class RayServer(ParameterServer):
             if isinstance(error.cause, RayActorError | ObjectLostError):
                 raise PayloadLost(type(error.cause).__name__) from error
             raise
-        except (RayActorError, GetTimeoutError) as error:
+        except RayError as error:
             raise ServerLost(type(error).__name__) from error
         self._since_state.append((version, payloads))
         if state is not None:
@@ -104,5 +104,5 @@ class RayServer(ParameterServer):
             return ray.get(ref, timeout=self._deadline)
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
-        except (RayActorError, GetTimeoutError) as error:
+        except RayError as error:
             raise ServerLost(type(error).__name__) from error

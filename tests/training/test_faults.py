@@ -1,0 +1,196 @@
+"""Whatever dies, the run ends with the same bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from metadist.outer import ChunkKey
+from metadist.testing.fakes import FakePool, FakeServer, Fault
+from metadist.testing.toys import sinusoid_experiment
+from metadist.training.dispatch import DEPTH, Dispatcher
+from metadist.training.seams import Done, Joined, Lost, PoolError, Voided, WorkerPool
+from metadist.training.stepper import Diverged
+from metadist.training.work import CheckWork, GradientWork
+
+FAULTS: dict[str, tuple[tuple, ...]] = {
+    "none": (),
+    "worker": (("kill", 2, 1),),
+    "worker-twice": (("kill", 2, 1, 2),),
+    "every-worker": (("kill", 1, 0), ("kill", 1, 1), ("kill", 1, 2)),
+    "worker-after-its-payload": (("kill_after", 2, 1),),
+    "worker-after-the-last-payload": (("kill_after", 2, 2),),
+    "worker-at-the-first-chunk": (("kill", 0, 0),),
+    "worker-at-the-last-chunk": (("kill", 5, 2),),
+    "version": (("void", 3, 1),),
+    "payload": (("lose_payload", 1, 2),),
+    "payload-of-the-last-step": (("lose_payload", 5, 0),),
+    "payload-twice": (("lose_payload", 1, 2, 2),),
+    "server": (("lose_server", 2, 0),),
+    "server-at-once": (("lose_server", 0, 0),),
+    "server-twice": (("lose_server", 2, 0, 2),),
+    "everything": (("kill", 0, 1), ("lose_server", 1, 0), ("lose_payload", 2, 0), ("void", 3, 2), ("kill", 4, 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_bits_are_those_of_an_undisturbed_run(
+    make_run: Callable, undisturbed: dict[str, str], name: str, seed: int
+) -> None:
+    if not undisturbed:
+        whole = make_run()
+        undisturbed["sha"] = whole.go().params_sha256
+        assert whole.versions() == [3, 6] or 6 in whole.versions()
+    faults = [Fault(*fault) for fault in FAULTS[name]]
+    run = make_run()
+    server = FakeServer(run.experiment, faults)
+    result = run.go(FakePool(run.experiment, server, faults, workers=3, seed=seed), server)
+    assert all(fault.times == 0 and fault.struck > 0 for fault in faults), "every fault has happened"
+    assert (result.params_sha256, result.outcome, result.step) == (undisturbed["sha"], "finished", 6)
+    strikes = {kind: sum(f.struck for f in faults if f.kind.startswith(kind)) for kind in ("kill", "lose_server")}
+    assert result.worker_losses == strikes["kill"]
+    assert result.server_losses >= strikes["lose_server"]
+    assert server.recoveries == result.server_losses
+    lost_chunks = sum(f.struck for f in faults if f.kind in ("kill", "void", "lose_payload"))
+    assert result.chunks_redone >= lost_chunks
+    assert len(run.notes.said) >= sum(fault.struck for fault in faults if fault.kind != "void")
+    assert [record.version for record in run.notes.records] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(record.gradient_norm) and record.lr > 0 for record in run.notes.records)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("learner", ["maml", "reptile"])
+def test_the_bits_do_not_depend_on_the_number_of_workers(make_run: Callable, learner: str, workers: int) -> None:
+    whole = make_run(sinusoid_experiment(learner=learner))
+    expected = whole.go()
+    for seed in range(3):
+        run = make_run(sinusoid_experiment(learner=learner))
+        server = FakeServer(run.experiment)
+        result = run.go(FakePool(run.experiment, server, workers=workers, seed=seed), server)
+        assert result.params_sha256 == expected.params_sha256
+        assert (result.worker_losses, result.server_losses, result.chunks_redone) == (0, 0, 0)
+        strip = [replace(record, compute_seconds=0, seconds=0) for record in run.notes.records]
+        assert strip == [replace(record, compute_seconds=0, seconds=0) for record in whole.notes.records]
+
+
+def test_a_chunk_that_kills_three_workers_ends_the_run_by_name(make_run: Callable) -> None:
+    run = make_run()
+    fault = Fault("kill", 4, 1, times=3)
+    server = FakeServer(run.experiment)
+    with pytest.raises(PoolError, match=r"3 workers in a row died of the same piece of work.*version=4.*chunk=1"):
+        run.go(FakePool(run.experiment, server, [fault]), server)
+    assert fault.struck == 3
+    assert run.versions()[-1] == 4, "the last committed version is saved"
+
+
+def test_two_dead_workers_are_forgiven_when_the_chunk_is_done_in_between(make_run: Callable) -> None:
+    run = make_run()
+    faults = [Fault("kill", version, 1, times=2) for version in (1, 2, 3)]
+    server = FakeServer(run.experiment)
+    assert run.go(FakePool(run.experiment, server, faults), server).worker_losses == 6
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("version", [0, 2, 5])
+def test_a_meta_gradient_that_is_not_finite_ends_the_run_at_the_last_good_version(
+    make_run: Callable, version: int, seed: int
+) -> None:
+    whole = make_run(stop_after=version or None, steps=version or 6) if version else None
+    run = make_run()
+    fault, server = Fault("nan", version, 1), FakeServer(run.experiment)
+    with pytest.raises(Diverged, match=f"step {version + 1}: the meta-gradient of chunk 1 is not finite"):
+        run.go(FakePool(run.experiment, server, [fault], seed=seed), server)
+    assert fault.struck == 1
+    assert run.versions()[-1] == version
+    if whole is not None:
+        whole.plan = replace(run.plan, stop_after=version)
+        expected = whole.go().params_sha256
+        assert run.go(resume=True, stop=lambda: True).step == version + 1
+        name = f"checkpoints/step-{version:08d}.safetensors"
+        if name in whole.folder.checkpoints():
+            assert f'"params_sha256":"{expected}"'.encode() in run.folder.read(name)[:4000]
+
+
+def test_silence_ends_the_run_at_the_last_good_version(make_run: Callable) -> None:
+    run = make_run()
+    server = FakeServer(run.experiment)
+    with pytest.raises(TimeoutError):
+        run.go(FakePool(run.experiment, server, [Fault("stall", 4, 0)]), server)
+    assert run.versions()[-1] == 4
+    whole = make_run()
+    assert run.go(resume=True).params_sha256 == whole.go().params_sha256
+
+
+class Scripted(WorkerPool):
+    """Replays events."""
+
+    def __init__(self, *events: list) -> None:
+        self.events, self.submitted = list(events), []
+
+    def submit(self, worker: int, ticket: int, work: object, version: object) -> object:
+        self.submitted.append((worker, ticket, work))
+        return ticket
+
+    def wait(self, timeout: float) -> list:
+        if not self.events:
+            raise TimeoutError
+        return self.events.pop(0)
+
+    def close(self) -> None:
+        pass
+
+
+def test_workers_of_other_hardware_are_refused() -> None:
+    pool = Scripted([Joined(0, {"device": "a"})], [Joined(1, {"device": "b"})])
+    dispatcher = Dispatcher(pool, 1.0, print)
+    dispatcher.poll()
+    with pytest.raises(PoolError, match=r"Worker 1 runs on other hardware.*'b'.*'a'"):
+        dispatcher.poll()
+
+
+def test_work_goes_to_the_least_busy_worker_and_no_further_than_the_depth() -> None:
+    pool = Scripted([Joined(0, {}), Joined(1, {})])
+    dispatcher = Dispatcher(pool, 1.0, print)
+    assert dispatcher.free() is None
+    dispatcher.poll()
+    given = []
+    while (worker := dispatcher.free()) is not None:
+        dispatcher.submit(worker, CheckWork(), None)
+        given.append(worker)
+    assert given == [0, 1] * DEPTH
+
+
+def test_everything_a_lost_worker_held_is_done_again() -> None:
+    works = [GradientWork(ChunkKey("run", 0, 0, chunk), "loop") for chunk in range(3)]
+    said: list[str] = []
+    pool = Scripted(
+        [Joined(0, {})],
+        [Lost(0, (0, 1), "gone"), Joined(5, {})],
+        [Voided(5, 2)],
+        [Done(5, 3, "first")],
+        [Done(5, 4, "second")],
+        [Done(5, 5, "third")],
+    )
+    reports = Dispatcher(pool, 1.0, said.append).run_all(works, None)
+    by_ticket = {ticket: work for _, ticket, work in pool.submitted}
+    assert reports == [
+        {3: "first", 4: "second", 5: "third"}[max(t for t, w in by_ticket.items() if w == work)] for work in works
+    ]
+    assert {work: sum(w == work for w in by_ticket.values()) for work in works} == dict(
+        zip(works, (3, 2, 1), strict=True)
+    ) or len(by_ticket) == 6
+    assert said == ["worker 0 was lost (gone); its work is done again elsewhere"]
+
+
+def test_nothing_within_the_deadline_is_an_error() -> None:
+    with pytest.raises(TimeoutError):
+        Dispatcher(Scripted(), 1.0, print).poll()
