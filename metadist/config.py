@@ -112,6 +112,9 @@ class CheckpointConfig:
         _at_least(self, every=1, keep=1)
 
 
+#: bytes of a job's name: file systems take 255, of which a run's time and number need some
+MAX_NAME = 200
+
 TasksKind = ImageTasksConfig | SinusoidTasksConfig | LinearTasksConfig
 ModelKind = Conv4Config | MlpConfig
 LearnerKind = MamlConfig | ReptileConfig | ProtoNetConfig
@@ -144,8 +147,12 @@ class Job:
 
     def __post_init__(self) -> None:
         _at_least(self, seed=0, steps=1)
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise UserError("name", self.name, "a name without '/' that does not begin with '.'")
+        if not self.name.isprintable() or "/" in self.name or self.name.startswith((".", " ")) or not self.name:
+            raise UserError("name", self.name, "printable text without '/' that does not begin with '.' or a space")
+        if len(self.name.encode()) > MAX_NAME:
+            raise UserError("name", self.name, f"at most {MAX_NAME} bytes, for it becomes the name of a folder")
+        if not self.storage.strip() or self.storage.endswith("://"):
+            raise UserError("storage", self.storage, "a folder or a URI", "For example runs.")
         train_ways = self.tasks.train_ways
         if train_ways not in (None, self.tasks.ways) and not isinstance(self.learner, ProtoNetConfig):
             raise UserError(
@@ -184,8 +191,10 @@ _Loader.add_implicit_resolver(
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError("job", f"a list or section as a key in line {line}", "a name before the colon")
         if key.value in seen:
-            line = key.start_mark.line + 1
             raise UserError(str(key.value), f"twice, again in line {line}", "each key once", "Remove one of them.")
         seen.add(key.value)
     return loader.construct_mapping(node, deep=True)
@@ -202,6 +211,12 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError(source, "too many brackets within brackets", "a job file (YAML)") from error
+    except ValueError as error:  # of a date, say, that the calendar does not have
+        raise UserError(source, str(error), "YAML", "Put text in quotes.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -225,7 +240,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
         raise UserError(path, reason, "a job file (YAML)", "Check the path; jobs/ has examples.") from error
     content = parse_yaml(text, path)
     if not isinstance(content, dict):
-        raise UserError(path, content, "a mapping of a job's keys (name, steps, data, …)")
+        raise UserError(path, _short(content), "a mapping of a job's keys (name, steps, data, …)")
     for override in overrides:
         set_value(content, override)
     return parse_job(content)
@@ -264,11 +279,14 @@ def _parse(kind: Any, content: Any, path: str) -> Any:
         if key not in hints:
             raise UserError(
                 place,
-                value,
+                _short(value),
                 f"one of the keys {', '.join(hints)}",
                 nearest(str(key), hints) or "Unknown key.",
             )
         values[key] = _parse_value(hints[key], value, place)
+    for needed in dataclasses.fields(kind):
+        if needed.name not in values and needed.default is needed.default_factory is dataclasses.MISSING:
+            raise UserError(path, dict(content), f"a section with the key {needed.name}")
     try:
         return kind(**values)
     except UserError as error:
@@ -288,7 +306,7 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
         return adapter.validate_python(value, strict=True)
     except ValidationError as error:
-        raise UserError(place, value, describe_type(hint), _hint(hint, value)) from error
+        raise UserError(place, _short(value), describe_type(hint), _hint(hint, value)) from error
 
 
 def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
@@ -296,9 +314,16 @@ def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(place, value, f"a section with a kind of {', '.join(kinds)}")
     kind = value.get("kind", next(iter(kinds)))
-    if kind not in kinds:
-        raise UserError(f"{place}.kind", kind, f"one of {', '.join(kinds)}", nearest(str(kind), kinds))
+    if not isinstance(kind, str) or kind not in kinds:
+        hint = nearest(kind, kinds) if isinstance(kind, str) else ""
+        raise UserError(f"{place}.kind", _short(kind), f"one of {', '.join(kinds)}", hint)
     return kinds[kind]
+
+
+def _short(value: Any) -> Any:
+    """The beginning of a long value: a message must not print a whole file."""
+    shown = repr(value)
+    return value if len(shown) <= 200 else f"{shown[:200]}…"
 
 
 def describe_type(hint: Any) -> str:
@@ -316,7 +341,7 @@ def describe_type(hint: Any) -> str:
 
 def _hint(hint: Any, value: Any) -> str:
     names = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    return nearest(str(value), map(str, names))
+    return nearest(value, map(str, names)) if isinstance(value, str) else ""
 
 
 def job_dict(job: Job) -> dict[str, Any]:

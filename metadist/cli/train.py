@@ -68,7 +68,10 @@ def train_command(
     if stop_after is not None and stop_after < 1:
         raise UserError("--stop-after", stop_after, "a step of at least 1")
     shorthands = {"resources.workers": workers, "steps": steps, "storage": storage, "name": name}
-    every = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in shorthands.items() if value is not None)]
+    every = [
+        *overrides,
+        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in shorthands.items() if value is not None),
+    ]
     summary, code = _train(job, resume, every, address, stop_after, fault)
     if as_json:
         typer.echo(json.dumps(summary))

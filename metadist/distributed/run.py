@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import secrets
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable
@@ -22,10 +23,10 @@ from metadist.errors import UserError
 from metadist.outer import Experiment, OuterState, decode_checkpoint
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
-from metadist.tracking import Tracker, open_tracker
+from metadist.tracking import RunEnd, Tracker, open_tracker
 from metadist.training.evaluation import EvaluationPlan
 from metadist.training.loop import Observer, TrainPlan, TrainResult, train
-from metadist.training.machine import set_threads
+from metadist.training.machine import cpu_name, set_threads
 from metadist.training.recorder import Recorder, scores
 from metadist.training.report import draw_plots, report_page
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
@@ -69,8 +70,7 @@ def train_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     run = f"{job.name}-{stamp}-{secrets.token_hex(2)}"
     prepared = _prepare(job, run, display, options)
-    folder = RunFolder(f"{job.storage.rstrip('/')}/{run}").acquire()
-    folder.write("job.yaml", config.dump_job(job).encode())
+    folder = RunFolder(f"{os.path.expanduser(job.storage).rstrip('/')}/{run}")
     about = {
         "run": run,
         "metadist": metadist.__version__,
@@ -100,10 +100,10 @@ def resume_run(location: str, place: Callable[[Job], Job], display: Observer, op
     names = folder.checkpoints()
     if not names:
         raise UserError(location, "no checkpoint", "a run with at least one checkpoint", "Start the job anew.")
-    held = folder.acquire()
+    folder.check_free()
     for name in reversed(names):
         try:
-            checkpoint = decode_checkpoint(held.read(name), f"{location}/{name}")
+            checkpoint = decode_checkpoint(folder.read(name), f"{location}/{name}")
             break
         except UserError as error:
             display.say(f"{error} Trying the one before it.")
@@ -112,7 +112,7 @@ def resume_run(location: str, place: Callable[[Job], Job], display: Observer, op
     if checkpoint.identity != prepared.sha:
         raise UserError(name, checkpoint.identity, f"a checkpoint of this run's job, {prepared.sha}")
     display.say(f"going on from step {checkpoint.state.version} of {location}")
-    return _run(prepared, held, display, options, about, name, checkpoint.progress)
+    return _run(prepared, folder, display, options, about, name, checkpoint.progress)
 
 
 def open_run(location: str) -> tuple[RunFolder, Job, dict[str, Any]]:
@@ -124,17 +124,19 @@ def open_run(location: str) -> tuple[RunFolder, Job, dict[str, Any]]:
     folder = RunFolder(location)
     if not folder.exists("run.json") or not folder.exists("job.yaml"):
         raise UserError(
-            location,
+            location or "run folder",
             "no run" if folder.exists() else "nothing there",
             "a run folder (with job.yaml and run.json)",
             "Name a folder that `metadist train` made, for example one in runs/.",
         )
-    text = folder.read("job.yaml").decode()
-    return (
-        folder,
-        config.parse_job(config.parse_yaml(text, f"{location}/job.yaml")),
-        folder.read_json("run.json"),
-    )
+    try:
+        text = folder.read("job.yaml").decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{location}/job.yaml", "not a text file", "the run's job file (YAML)") from error
+    about = folder.read_json("run.json")
+    if not isinstance(about, dict) or not {"run", "identity", "identity_sha256"} <= about.keys():
+        raise UserError(f"{location}/run.json", "something else", "a run's description", "The file was changed.")
+    return folder, config.parse_job(config.parse_yaml(text, f"{location}/job.yaml")), about
 
 
 def _prepare(job: Job, run: str, display: Observer, options: RunOptions) -> _Prepared:
@@ -201,36 +203,49 @@ def _run(
 ) -> dict[str, Any]:
     job, run = prepared.job, prepared.run
     tracker = open_tracker(job.tracking, display.say)
-    tracker.start(run, _flat(config.job_dict(job)), _tags(), about.get("mlflow_run_id"))
-    tracker.text("job.yaml", config.dump_job(job))
     start = checkpoint_version(resume) if resume else 0
-    recorder = Recorder(folder, tracker, display, start, about, job.tasks.batch)
-    status = "FAILED"
-    with tempfile.TemporaryDirectory(prefix="metadist-") as scratch:
+    status: RunEnd = "FAILED"
+    runtime = open_runtime(prepared.placed, run, prepared.experiment, options.address, options.fault)
+    with tempfile.TemporaryDirectory(prefix="metadist-") as scratch, runtime as seams:
+        # Only now is there anything to write down: a job that cannot start leaves nothing behind.
+        held = _hold(folder, job, resume)
+        tracker.start(run, _flat(config.job_dict(job)), _tags(), about.get("mlflow_run_id"))
+        tracker.text("job.yaml", config.dump_job(job))
+        recorder = Recorder(held, tracker, display, start, about, job.tasks.batch)
+        plan = _plan(prepared, options)
         try:
-            with open_runtime(prepared.placed, run, prepared.experiment, options.address, options.fault) as seams:
-                result = train(
-                    prepared.experiment,
-                    _plan(prepared, options),
-                    *seams,
-                    folder,
-                    recorder,
-                    options.stop,
-                    resume,
-                    progress,
-                )
+            result = train(prepared.experiment, plan, *seams, held, recorder, options.stop, resume, progress)
+            summary = _summarize(prepared, held, tracker, recorder, result, Path(scratch))
             status = "KILLED" if result.outcome == "stopped" else "FINISHED"
-            summary = _summarize(prepared, folder, tracker, recorder, result, Path(scratch))
         finally:
-            report = tracker.finish(status)  # type: ignore[arg-type]
+            report = tracker.finish(status)
             recorder.close()
-            folder.release()
+            held.release()
     if report.lost or report.lost_files:
         display.say(
             f"{report.lost} metric values and {report.lost_files} files did not reach {report.uri}; "
             f"all metrics are in {folder.location}/metrics.jsonl"
         )
     return summary | {"mlflow_run_id": report.run_id}
+
+
+def _hold(folder: RunFolder, job: Job, resume: str | None) -> RunFolder:
+    """The folder with its lease and its job file; a new one that cannot be written is not left half made."""
+    try:
+        held = folder.acquire()
+        held.write("job.yaml", config.dump_job(job).encode())
+        return held
+    except UserError as error:
+        if resume is not None or error.field == "storage":
+            raise
+        if folder.local is not None:
+            shutil.rmtree(folder.local, ignore_errors=True)
+        raise UserError(
+            "storage",
+            job.storage,
+            f"a place where a run's folder can be written ({error.value})",
+            "Name another one with --storage, or mend its permissions or space.",
+        ) from error
 
 
 def _summarize(
@@ -297,7 +312,7 @@ def _tags() -> dict[str, str]:
     return {
         "metadist.version": metadist.__version__,
         "metadist.host": socket.gethostname(),
-        "metadist.hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "metadist.hardware": f"{cpu_name()}, {os.cpu_count()} cores",
         "metadist.python": platform.python_version(),
     }
 

@@ -7,18 +7,19 @@ import logging
 import math
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from metadist.errors import UserError
 
 OBJECT_STORE_BYTES = 512 * 2**20
+#: seconds within which a cluster must accept a connection
+CONNECT_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def ray_session(
-    address: str | None, cpus: float, gpus: float = 0, pretend_gpus: int | None = None
-) -> Iterator[None]:
+def ray_session(address: str | None, cpus: float, gpus: float = 0, pretend_gpus: int | None = None) -> Iterator[None]:
     """Connect to the cluster at `address`, or start an embedded one of this process's own.
 
     An embedded session ends with the block and leaves no process behind. Within a session that this process
@@ -82,13 +83,19 @@ def _ensure_token() -> None:
 
 def _connect(address: str) -> None:
     import ray
+    from ray.exceptions import RayError
 
     try:
+        if address != "auto":
+            # Ray itself would try for minutes.
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         raise UserError(
             "--address",
             address,
             "the address of a running Ray cluster (HOST:PORT, or auto)",
-            f"Nothing usable answers there: {str(error).strip().splitlines()[0][:200]}",
+            f"Nothing usable answers there ({str(error).strip().splitlines()[0][:200]}). "
+            "Leave --address out for an embedded Ray.",
         ) from error

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from metadist.outer import ChunkReport, Experiment, OuterState, Payload, Published, Update
+from metadist.training.machine import fingerprint
 from metadist.training.run_folder import RunFolder
 from metadist.training.seams import (
     Done,
@@ -24,6 +25,7 @@ from metadist.training.seams import (
     Lost,
     ParameterServer,
     PayloadLost,
+    PoolError,
     Ref,
     ServerLost,
     Voided,
@@ -31,6 +33,8 @@ from metadist.training.seams import (
 )
 from metadist.training.server import Server
 from metadist.training.work import GradientWork, Work, Worker
+
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -189,9 +193,9 @@ class FakePool(WorkerPool):
             self._start()
 
     def _start(self) -> None:
-        self._workers[self._next] = Worker(self._experiment, torch.device("cpu"))
+        self._workers[self._next] = Worker(self._experiment, CPU)
         self._orders[self._next] = deque()
-        self._news.append(Joined(self._next, {"device": "fake"}))
+        self._news.append(Joined(self._next, fingerprint(CPU)))
         self._next += 1
 
     def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
@@ -223,7 +227,10 @@ class FakePool(WorkerPool):
             order.payload.state = "gone"
             return Voided(worker, order.ticket)
         published: Published = order.version.value
-        payload, report = self._workers[worker].run(order.work, published)
+        try:
+            payload, report = self._workers[worker].run(order.work, published)
+        except Exception as error:
+            raise PoolError(f"worker {worker} failed: {error!r}") from error
         if kind == "nan":
             assert payload is not None
             assert isinstance(report, ChunkReport)

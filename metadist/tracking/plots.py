@@ -77,26 +77,26 @@ _KEYS = ("train/loss", "train/accuracy", "valid/loss", "valid/accuracy")
 
 
 def accuracy_by_step(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
     path: str | os.PathLike[str],
     ylabel: str = "query accuracy (%)",
 ) -> None:
     """How a learner gets better with each inner step, one curve for each of several starts.
 
     Args:
-        curves: by label, for 0, 1, … n inner steps, (mean, half width of its 95% interval), in the
-            unit that `ylabel` names.
+        curves: by label, points of (number of inner steps, mean, half width of its 95% interval), the
+            latter two in the unit that `ylabel` names.
         path: the PNG to write.
         ylabel: what is shown.
     """
     figure = _figure(5.2, 3.6)
     axis = figure.subplots()
-    longest = 1
+    longest = 1.0
     for number, (label, points) in enumerate(curves.items()):
         colour = _CYCLE[number % len(_CYCLE)]
-        values = np.asarray(points, dtype=float).reshape(-1, 2)
-        steps, mean, half = np.arange(len(values)), values[:, 0], np.nan_to_num(values[:, 1])
-        longest = max(longest, len(values) - 1)
+        values = np.asarray(points, dtype=float).reshape(-1, 3)
+        steps, mean, half = values[:, 0], values[:, 1], np.nan_to_num(values[:, 2])
+        longest = max(longest, *steps)
         axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
         axis.plot(steps, mean, color=colour, marker="o", markersize=4, label=label)
     axis.set_xlabel("inner steps")

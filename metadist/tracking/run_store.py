@@ -71,6 +71,10 @@ def clean_name(name: str) -> str:
     return "_" if cleaned in (".", "..") else cleaned
 
 
+#: MLflow's pages open such an experiment as one of model training, not of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
 class RunStore:
     """Opens a run and sends to it.
 
@@ -165,7 +169,8 @@ class RunStore:
             database = database_path(self._uri)
             location = None if database is None else artifact_location(database, self._experiment)
             try:
-                return str(self._client.create_experiment(self._experiment, artifact_location=location))
+                made = self._client.create_experiment(self._experiment, location, tags=EXPERIMENT_TAGS)
+                return str(made)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

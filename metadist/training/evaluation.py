@@ -48,8 +48,8 @@ class EvaluationPlan:
         e = self.episode
         return f"{self.split}-{self.tasks}x{e.ways}w{e.shots}s{e.query}q-seed{self.seed}"
 
-    def works(self, strategy: Strategy, scratch: bool) -> list[EvaluationWork]:
-        """The pieces of work."""
+    def works(self, strategy: Strategy, scratch: bool, last_only: bool = False) -> list[EvaluationWork]:
+        """The pieces of work (see `EvaluationWork`)."""
         return [
             EvaluationWork(
                 split=self.split,
@@ -60,6 +60,7 @@ class EvaluationPlan:
                 steps=self.steps,
                 scratch=scratch,
                 strategy=strategy,
+                last_only=last_only,
             )
             for first in range(0, self.tasks, self.chunk)
         ]
@@ -76,7 +77,7 @@ class Evaluation:
         ci95: half the width of the 95 % interval of that mean over tasks (Student's t); for regression, of
             the mean loss.
         loss: mean query loss; mean squared error for regression.
-        per_step: accuracy, loss and their intervals after 0, 1, … adaptation steps.
+        per_step: accuracy, loss and their intervals after 0, 1, … adaptation steps (see `judged_steps`).
         from_scratch: the same as `accuracy` (`loss` for regression) for a random start on the same tasks.
         precision, recall, f1: macro averages over ways, of all query rows together.
         confusion: query rows by true way (row) and predicted way (column).
@@ -118,20 +119,22 @@ def evaluate(
     version: Ref,
     with_scratch: bool = False,
     with_classes: bool = False,
+    last_only: bool = False,
 ) -> Evaluation:
     """Judge a published version on the plan's tasks, spread over the workers.
 
     Args:
         with_scratch: also judge a random start on the same tasks.
         with_classes: also report precision, recall, F1 and confusion.
+        last_only: judge after the last step only, which is cheaper.
     """
-    scores = _scores(dispatcher, plan, strategy, version, scratch=False)
+    scores = _scores(dispatcher, plan.works(strategy, False, last_only), version)
     classifies = bool(scores.predictions.size)
     curve = _curve(scores, classifies)
     last = curve[-1]
     extra: dict[str, Any] = {}
     if with_scratch:
-        scratch = _curve(_scores(dispatcher, plan, strategy, version, scratch=True), classifies)
+        scratch = _curve(_scores(dispatcher, plan.works(strategy, True, last_only), version), classifies)
         measure = "accuracy" if classifies else "loss"
         extra = {
             "from_scratch": scratch[-1][measure],
@@ -156,28 +159,27 @@ def evaluate(
     )
 
 
-def _scores(
-    dispatcher: Dispatcher, plan: EvaluationPlan, strategy: Strategy, version: Ref, scratch: bool
-) -> TaskScores:
-    reports = dispatcher.run_all(plan.works(strategy, scratch), version)
+def _scores(dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Ref) -> TaskScores:
+    reports = dispatcher.run_all(works, version)
     parts = [report for report in reports if isinstance(report, TaskScores)]
     assert len(parts) == len(reports)
     return TaskScores(
+        parts[0].steps,
         *(
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("losses", "correct", "predictions", "labels")
-        )
+        ),
     )
 
 
 def _curve(scores: TaskScores, classifies: bool) -> list[dict[str, float]]:
     curve = []
-    for step in range(scores.losses.shape[1]):
-        loss, loss_ci95 = mean_and_ci95(scores.losses[:, step])
+    for column, step in enumerate(scores.steps):
+        loss, loss_ci95 = mean_and_ci95(scores.losses[:, column])
         point = {"step": float(step), "loss": loss, "loss_ci95": loss_ci95}
         if classifies:
             rows = scores.labels.shape[1]
-            accuracy, accuracy_ci95 = mean_and_ci95(scores.correct[:, step] / rows)
+            accuracy, accuracy_ci95 = mean_and_ci95(scores.correct[:, column] / rows)
             point |= {"accuracy": accuracy, "accuracy_ci95": accuracy_ci95}
         curve.append(point)
     return curve

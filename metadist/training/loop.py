@@ -213,7 +213,8 @@ class _Run:
 
     def _validate(self, version: int) -> None:
         assert self.plan.validate is not None
-        result = evaluate(self.dispatcher, self.plan.validate, self.check.strategy, self.stepper.published)
+        strategy, published = self.check.strategy, self.stepper.published
+        result = evaluate(self.dispatcher, self.plan.validate, strategy, published, last_only=True)
         self.valid = (version, result)
         best = self.progress.best_score is None or result.score > self.progress.best_score
         if best:

@@ -32,7 +32,7 @@ def pick_device(gpus: float) -> torch.device:
 def fingerprint(device: torch.device) -> dict[str, str]:
     """What must be equal on every worker of a run for its bits to be the same."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "mkl_cbwr": os.environ.get("MKL_CBWR", ""),
@@ -42,7 +42,8 @@ def fingerprint(device: torch.device) -> dict[str, str]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor's model, as the system names it."""
     try:
         with open("/proc/cpuinfo") as info:
             for line in info:

@@ -37,7 +37,7 @@ def draw_plots(
     if tests:
         drawn.append(_by_step(next(iter(tests.values())), target / "accuracy-by-step.png"))
     sheet = target / "tasks.png"
-    indices = range(3)
+    indices = range(4)
     if experiment.distribution.loss == "mse":
         plots.regression_sheet([_regression(experiment, meta, index, episode) for index in indices], sheet)
         drawn.append(sheet)
@@ -52,8 +52,8 @@ def _by_step(test: Evaluation, path: Path) -> Path:
     classifies = test.accuracy is not None
     measure, factor = ("accuracy", 100.0) if classifies else ("loss", 1.0)
 
-    def curve(points: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-        return [(point[measure] * factor, point[f"{measure}_ci95"] * factor) for point in points]
+    def curve(points: Sequence[Mapping[str, float]]) -> list[tuple[float, float, float]]:
+        return [(p["step"], p[measure] * factor, p[f"{measure}_ci95"] * factor) for p in points]
 
     curves = {"meta-learned": curve(test.per_step)}
     if test.from_scratch_per_step:

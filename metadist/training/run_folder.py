@@ -150,6 +150,13 @@ class RunFolder:
         Raises:
             UserError: a driver that is alive holds it.
         """
+        self.check_free()
+        held = RunFolder(self.location, int(self._lease().get("epoch", 0)) + 1)
+        held._write_lease(released=False)
+        return held
+
+    def check_free(self) -> None:
+        """Raise `UserError` when a driver that is alive holds the lease."""
         lease = self._lease()
         if lease and not lease.get("released") and _alive(lease):
             raise UserError(
@@ -158,9 +165,6 @@ class RunFolder:
                 "a run that no driver holds",
                 "Wait for that driver to end, or stop it (Ctrl-C saves a checkpoint).",
             )
-        held = RunFolder(self.location, int(lease.get("epoch", 0)) + 1)
-        held._write_lease(released=False)
-        return held
 
     def renew(self) -> None:
         """Say that this holder lives; call it from time to time."""

@@ -44,7 +44,7 @@ class CheckWork:
 
 @dataclass(frozen=True)
 class EvaluationWork:
-    """Adapt to some evaluation tasks and judge after every step; answered by `TaskScores`.
+    """Adapt to some evaluation tasks and judge on the way; answered by `TaskScores`.
 
     Attributes:
         split: split that the tasks are drawn from.
@@ -54,6 +54,7 @@ class EvaluationWork:
         episode: their size.
         steps: adaptation steps.
         scratch: start from random weights instead of the version's.
+        last_only: judge after the last step only; otherwise after each of `judged_steps`.
     """
 
     split: Split
@@ -64,6 +65,13 @@ class EvaluationWork:
     steps: int
     scratch: bool
     strategy: Strategy
+    last_only: bool = False
+
+
+def judged_steps(steps: int) -> tuple[int, ...]:
+    """After which of 0…`steps` adaptation steps a learner is judged: all of the first ten, then ever fewer."""
+    later = (digit * 10**power for power in range(1, 9) for digit in (1, 2, 5))
+    return (*range(min(steps, 10) + 1), *(step for step in later if 10 < step < steps), *([steps] * (steps > 10)))
 
 
 Work = GradientWork | CheckWork | EvaluationWork
@@ -71,15 +79,17 @@ Work = GradientWork | CheckWork | EvaluationWork
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Scores of some tasks after 0, 1, … adaptation steps.
+    """Scores of some tasks.
 
     Attributes:
-        losses: mean query loss [tasks, steps + 1], float64.
-        correct: correctly classified query rows [tasks, steps + 1], int64; zeros for regression.
+        steps: the numbers of adaptation steps after which the tasks were judged.
+        losses: mean query loss [tasks, judged], float64.
+        correct: correctly classified query rows [tasks, judged], int64; zeros for regression.
         predictions: class per query row after the last step [tasks, rows], int64; empty for regression.
         labels: true class per query row [tasks, rows], int64; empty for regression.
     """
 
+    steps: tuple[int, ...]
     losses: np.ndarray
     correct: np.ndarray
     predictions: np.ndarray
@@ -142,7 +152,7 @@ class Worker:
             meta = Meta(*({n: v.to(self.device) for n, v in group.items()} for group in fresh))
         indices = range(work.first, work.first + work.count)
         batch = self.experiment.distribution.batch(work.split, work.seed, indices, work.episode, self.device)
-        outputs = self._outputs(meta, batch, work)  # [tasks, steps + 1, rows, outputs]
+        steps, outputs = self._outputs(meta, batch, work)  # [tasks, judged, rows, outputs]
         losses = _row_losses(outputs, batch.query.y, self.experiment.distribution.loss).mean(-1)
         correct = torch.zeros(outputs.shape[:2], dtype=torch.int64)
         predictions = labels = torch.zeros((work.count, 0), dtype=torch.int64)
@@ -150,25 +160,34 @@ class Worker:
             chosen = outputs.argmax(-1)
             correct = (chosen == batch.query.y[:, None]).sum(-1)
             predictions, labels = chosen[:, -1], batch.query.y
-        return TaskScores(*(part.cpu().numpy() for part in (losses, correct, predictions, labels)))
+        return TaskScores(steps, *(part.cpu().numpy() for part in (losses, correct, predictions, labels)))
 
-    def _outputs(self, meta: Meta, batch: Task, work: EvaluationWork) -> Tensor:
+    def _outputs(self, meta: Meta, batch: Task, work: EvaluationWork) -> tuple[tuple[int, ...], Tensor]:
         learner = self.experiment.learner
+        wanted = () if work.last_only else judged_steps(work.steps)
+        judged: list[int] = []
 
         def curve(task: Task) -> Tensor:
-            steps = learner.adaptation(meta, task.support, work.steps)
-            return torch.stack([learner.predict(adapted, task.query.x) for adapted in steps])
+            outputs = {}
+            for step, adapted in enumerate(learner.adaptation(meta, task.support, work.steps)):
+                if step in wanted:
+                    outputs[step] = learner.predict(adapted, task.query.x)
+            if step not in outputs:
+                outputs[step] = learner.predict(adapted, task.query.x)
+            judged[:] = outputs  # the same for every task
+            return torch.stack(list(outputs.values()))
 
         with torch.no_grad():
             if work.strategy == "loop":
-                return torch.stack([curve(take(batch, index)) for index in range(work.count)])
-            with functional_gradients():
-                outputs: Tensor = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
-        return outputs
+                every = torch.stack([curve(take(batch, index)) for index in range(work.count)])
+            else:
+                with functional_gradients():
+                    every = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
+        return tuple(judged), every
 
 
 def _row_losses(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """Loss of every query row [tasks, steps + 1, rows] in float64."""
+    """Loss of every query row [tasks, judged, rows] in float64."""
     tasks, steps, rows, width = outputs.shape
     outputs = outputs.double()
     if loss == "mse":

@@ -59,7 +59,7 @@ def test_smoothing_keeps_the_length_and_a_constant() -> None:
 
 
 def test_accuracy_by_step(tmp_path: Path) -> None:
-    curves = {"meta-learned": [(20.0, 1.0), (90.0, 0.5)], "random start": [(20.0, 1.0), (30.0, math.nan)]}
+    curves = {"meta-learned": [(0, 20.0, 1.0), (10, 90.0, 0.5)], "random start": [(0, 20.0, 1.0), (10, 30.0, math.nan)]}
     plots.accuracy_by_step(curves, tmp_path / "a.png", "query accuracy (%)")
     assert _size(tmp_path / "a.png") == (780, 540)
 
