@@ -61,11 +61,11 @@ class ResourcesConfig:
     #: worker actors
     workers: int = 2
     #: CPUs that each worker reserves; its CPU threads are this number rounded down, at least 1
-    cpus_per_worker: float = 1
+    cpus_per_worker: float = 1.0
     #: GPUs that each worker reserves; fractions share one
-    gpus_per_worker: float = 0
+    gpus_per_worker: float = 0.0
     #: seconds within which some worker must finish something, and the server must answer
-    timeout: float = 300
+    timeout: float = 300.0
 
     def __post_init__(self) -> None:
         _at_least(self, workers=1, cpus_per_worker=0, gpus_per_worker=0, timeout=1)

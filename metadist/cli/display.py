@@ -35,6 +35,7 @@ class Display(Observer):
         self._live: Live | None = None
         self._last_line = 0.0
         self._averages: dict[str, float] = {}
+        self._seen = 0
         self._valid = ""
         self.started = False
 
@@ -57,6 +58,7 @@ class Display(Observer):
         self._last_line = time.monotonic()
 
     def stepped(self, record: StepRecord, workers: int, losses: int) -> None:
+        self._seen += 1
         self._average("seconds", record.seconds)
         self._average("loss", record.loss)
         if record.accuracy is not None:
@@ -73,8 +75,9 @@ class Display(Observer):
             self._console.print("  ".join(f"{name} {value}" for name, value in line), soft_wrap=True)
 
     def _average(self, name: str, value: float) -> None:
-        old = self._averages.get(name, value)
-        self._averages[name] = SMOOTH * old + (1 - SMOOTH) * value
+        # A plain mean at first, so that a slow first step is soon forgotten.
+        share = max(1 / self._seen, 1 - SMOOTH)
+        self._averages[name] = (1 - share) * self._averages.get(name, value) + share * value
 
     def _line(self, version: int, workers: int, losses: int) -> list[tuple[str, str]]:
         seconds = self._averages["seconds"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -68,10 +69,8 @@ def train_command(
     if stop_after is not None and stop_after < 1:
         raise UserError("--stop-after", stop_after, "a step of at least 1")
     shorthands = {"resources.workers": workers, "steps": steps, "storage": storage, "name": name}
-    every = [
-        *overrides,
-        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in shorthands.items() if value is not None),
-    ]
+    given = {key: json.dumps(value, ensure_ascii=False) for key, value in shorthands.items() if value is not None}
+    every = [*overrides, *(f"{key}={value}" for key, value in given.items())]
     summary, code = _train(job, resume, every, address, stop_after, fault)
     if as_json:
         typer.echo(json.dumps(summary))
@@ -119,7 +118,7 @@ def show_summary(summary: dict[str, Any]) -> None:
     console = Console(stderr=True, highlight=False)
     if summary["outcome"] == "stopped":
         console.print(
-            f"Stopped at step {summary['step']}. To go on: metadist train --resume {summary['run_dir']}",
+            f"Stopped at step {summary['step']}. To go on: metadist train --resume {shlex.quote(summary['run_dir'])}",
             soft_wrap=True,
         )
         return

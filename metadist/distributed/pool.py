@@ -70,7 +70,7 @@ class RayPool(WorkerPool):
         while True:
             refs = {ref: name for name, m in self._members.items() for ref in (*m.reports, m.ready) if ref}
             if not refs:
-                raise PoolError("There is no worker.")
+                raise TimeoutError("no worker has any work")
             found, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not found:
                 raise TimeoutError(self._stuck(timeout))

@@ -81,13 +81,13 @@ class RayServer(ParameterServer):
             published, _, _ = self._actor.apply.options(num_returns=3).remote(version, False, *payloads)
         return published
 
-    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
+    def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
         for _ in range(2):
             try:
-                return str(self._get(self._actor.save.remote(folder, name, identity, progress)))
+                return str(self._get(self._actor.save.remote(folder, version, identity, progress)))
             except ServerLost:
                 self.recover()
-        return str(self._get(self._actor.save.remote(folder, name, identity, progress)))
+        return str(self._get(self._actor.save.remote(folder, version, identity, progress)))
 
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
         published, version = self._actor.read.options(num_returns=2).remote(folder, checkpoint)

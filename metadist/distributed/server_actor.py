@@ -45,9 +45,9 @@ class ServerActor:
         self._blueprint.reach("applied", version)
         return published, update, state if with_state else None
 
-    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
+    def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
         """See `Server.save`."""
-        return self._server.save(folder, name, identity, progress)
+        return self._server.save(folder, version, identity, progress)
 
     def read(self, folder: RunFolder, checkpoint: str) -> tuple[Published, int]:
         """See `Server.read`; also the version, which says that it could be read."""

@@ -23,10 +23,12 @@ def initial_parameters(module: nn.Module, init: InitName, generator: Generator) 
     fresh: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         value = torch.empty(parameter.shape)
+        own = name.rpartition(".")[2]
+        is_bias = "bias" in own
         # The weight of the same layer, from which a bias takes its scale.
-        weight = parameters.get(f"{name.removesuffix('bias')}weight", parameter) if "bias" in name else parameter
+        weight = parameters.get(name.removesuffix(own) + own.replace("bias", "weight"), parameter)
         if weight.dim() < 2:
-            value.fill_(0.0 if weight is not parameter else 1.0)
+            value.fill_(0.0 if is_bias else 1.0)
             fresh[name] = value
             continue
         receptive = math.prod(weight.shape[2:])
@@ -34,7 +36,7 @@ def initial_parameters(module: nn.Module, init: InitName, generator: Generator) 
         if init == "default":
             bound = 1.0 / math.sqrt(fan_in)
             value.uniform_(-bound, bound, generator=generator)
-        elif weight is not parameter:
+        elif is_bias:
             value.zero_()
         elif init == "normal":
             value.normal_(0.0, 0.01, generator=generator)

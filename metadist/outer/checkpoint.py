@@ -5,6 +5,7 @@ Safetensors and JSON hold data only: nothing in a checkpoint can run code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -41,16 +42,14 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     """The checkpoint as the bytes of a safetensors file."""
     state = checkpoint.state
     tensors = _tensors(state)
-    header = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "version": str(state.version),
+    about = {
+        "version": state.version,
         "identity": checkpoint.identity,
         "params_sha256": meta_sha256(state.meta),
-        "content_sha256": tensors_sha256(tensors),
-        "progress": json.dumps(checkpoint.progress),
+        "progress": checkpoint.progress,
     }
-    return safetensors.torch.save(tensors, metadata=header)
+    header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "about": json.dumps(about)}
+    return safetensors.torch.save(tensors, header | {"content_sha256": _content_sha256(header["about"], tensors)})
 
 
 def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
@@ -60,10 +59,8 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
         UserError: the file is cut off, was changed, is no checkpoint, or is from a newer version.
     """
     try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])["__metadata__"]
-        tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        header, tensors = _read(data)
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             path,
             str(error)[:200],
@@ -71,32 +68,45 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
             "The file is cut off, or is something else; use another one of the run's checkpoints.",
         ) from error
     if header.get("format") != FORMAT:
-        raise UserError(path, header.get("format"), f"a file of format {FORMAT}", "It is not a metadist checkpoint.")
-    if int(header["format_version"]) > FORMAT_VERSION:
+        hint = "It is not a metadist checkpoint."
+        raise UserError(path, header.get("format"), f"a file of format {FORMAT}", hint)
+    if header.get("format_version") != str(FORMAT_VERSION):
         raise UserError(
             path,
-            header["format_version"],
-            f"format version {FORMAT_VERSION} or older",
-            "It was written by a newer metadist: upgrade.",
+            header.get("format_version"),
+            f"format version {FORMAT_VERSION}",
+            "It was written by another version of metadist: use that one.",
         )
-    if header["content_sha256"] != tensors_sha256(tensors):
+    found = _content_sha256(header.get("about", ""), tensors)
+    if header.get("content_sha256") != found:
         raise UserError(
             path,
-            tensors_sha256(tensors),
-            f"tensors with sha256 {header['content_sha256']}",
+            found,
+            f"content with sha256 {header.get('content_sha256')}",
             "The file was changed after it was written; use another one of the run's checkpoints.",
         )
+    # The digest holds from here on: what follows is as it was written.
+    about = json.loads(header["about"])
     groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "statistics": {}, "optimizer": {}}
-    for name, value in tensors.items():
+    for name in sorted(tensors):
         group, rest = name.split("/", 1)
-        groups[group][rest] = value
+        groups[group][rest] = tensors[name]
     optimizer: dict[str, dict[str, Tensor]] = {}
     for name, value in groups["optimizer"].items():
         parameter, key = name.rsplit("/", 1)
         optimizer.setdefault(parameter, {})[key] = value
     meta = Meta(groups["parameters"], groups["statistics"], {})
-    state = OuterState(int(header["version"]), meta, optimizer)
-    return Checkpoint(state, header["identity"], json.loads(header["progress"]))
+    return Checkpoint(OuterState(about["version"], meta, optimizer), about["identity"], about["progress"])
+
+
+def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    length = int.from_bytes(data[:8], "little")
+    header: dict[str, str] = dict(json.loads(data[8 : 8 + length])["__metadata__"])
+    return header, safetensors.torch.load(data)
+
+
+def _content_sha256(about: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{about}\n{tensors_sha256(tensors)}".encode()).hexdigest()
 
 
 def _tensors(state: OuterState) -> dict[str, Tensor]:

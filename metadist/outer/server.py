@@ -93,7 +93,8 @@ def apply_step(
         return state, Update(verdict, state.version, math.nan, math.nan)
     gradient = _mean(state.meta.parameters, [payload.gradient for payload in payloads], rule.tasks)
     norm = euclidean_norm(gradient)
-    if not math.isfinite(norm):
+    statistics = _mean(state.meta.statistics, [payload.statistics for payload in payloads], rule.tasks)
+    if not math.isfinite(norm) or not all_finite(statistics):
         return state, Update(Verdict.NON_FINITE, state.version, norm, math.nan)
     clip = rule.optimizer.clip
     if clip is not None and norm > clip:
@@ -101,7 +102,6 @@ def apply_step(
     parameters, optimizer, lr = optimizer_step(
         rule.optimizer, rule.steps, state.version, state.meta.parameters, gradient, state.optimizer
     )
-    statistics = _mean(state.meta.statistics, [payload.statistics for payload in payloads], rule.tasks)
     keep = rule.statistics_momentum
     statistics = {name: keep * old + (1 - keep) * statistics[name] for name, old in state.meta.statistics.items()}
     meta = state.meta._replace(parameters=parameters, statistics=statistics)

@@ -6,6 +6,7 @@ last bits.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,9 @@ def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, re
     """Compare `rule` with the plain loop in float64 on `batch`, and fall back to the loop where it is wrong."""
     if rule == "loop":
         return StrategyCheck("loop", "loop", 0.0, reason)
+    # Buffers of the module go to float64 too, on a copy.
+    learner = copy.deepcopy(learner)
+    learner.network.module.double()
     meta64 = Meta(*(_double(group) for group in meta))
     batch64 = Task(*(Examples(_double_tensor(part.x), _double_tensor(part.y), part.ways) for part in batch))
     plain = compute_meta_gradient(learner, meta64, batch64, "loop")

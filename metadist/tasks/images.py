@@ -158,13 +158,22 @@ class ImageTasks(TaskDistribution):
         config = self.config.augment
         if split != "train" or config == AugmentConfig(sets=config.sets):
             return None
-        rng = generator("augmentation", split, seed, index)
-        shape = rows.shape
-        flip = rng.random(shape) < 0.5 if config.flip else np.zeros(shape, dtype=bool)
-        shift = rng.integers(-config.crop, config.crop + 1, size=(*shape, 2))
+        # Drawn column by column, each kind from a generator of its own, so that a support image's changes do
+        # not depend on the number of query images or on the other kinds.
+        ways, columns = rows.shape
+
+        def draws(kind: str) -> np.random.Generator:
+            return generator("augmentation", kind, split, seed, index)
+
+        flip = np.zeros((columns, ways), dtype=bool)
+        if config.flip:
+            flip = draws("flip").random((columns, ways)) < 0.5
+        shift = draws("crop").integers(-config.crop, config.crop + 1, size=(columns, ways, 2))
         noise = None
         if config.noise:
-            noise = rng.standard_normal((*shape, *self.input_shape), dtype=np.float32) * config.noise
+            shape = (columns, ways, *self.input_shape)
+            noise = draws("noise").standard_normal(shape, dtype=np.float32).swapaxes(0, 1) * config.noise
+        flip, shift = flip.swapaxes(0, 1), shift.swapaxes(0, 1)
         return Augmentation(flip, shift, noise)
 
     def _augment(self, x: Tensor, task: DrawnImages) -> Tensor:

@@ -180,7 +180,7 @@ class ParameterServerContract:
         self.step(runtime, server, 0)
         server.outcome(0)
         name = "checkpoints/step-00000001.safetensors"
-        assert server.save(folder, name, "identity", {"a": 1}) == meta_sha256(oracle(runtime.experiment, 1).meta)
+        assert server.save(folder, 1, "identity", {"a": 1}) == meta_sha256(oracle(runtime.experiment, 1).meta)
         other = runtime.server()
         try:
             assert runtime.get(other.start(folder, name)).version == 1
@@ -197,7 +197,7 @@ class ParameterServerContract:
         server.outcome(0)
         self.step(runtime, server, 1)
         name = "checkpoints/step-00000001.safetensors"
-        assert server.save(folder, name, "", {}) == meta_sha256(oracle(runtime.experiment, 1).meta)
+        assert server.save(folder, 1, "", {}) == meta_sha256(oracle(runtime.experiment, 1).meta)
         published: Published = runtime.get(server.read(folder, name))
         assert published.version == 1
         assert sha(published) == meta_sha256(oracle(runtime.experiment, 1).meta)
@@ -205,7 +205,7 @@ class ParameterServerContract:
     def test_reading_leaves_the_state(self, runtime: Runtime, server: ParameterServer, folder: RunFolder) -> None:
         server.start(None, None)
         name = "checkpoints/step-00000000.safetensors"
-        server.save(folder, name, "", {})
+        server.save(folder, 0, "", {})
         self.step(runtime, server, 0)
         server.outcome(0)
         assert runtime.get(server.read(folder, name)).version == 0

@@ -150,11 +150,11 @@ class FakeServer(ParameterServer):
                 step.following.state = "gone"
         self._ordered.clear()
 
-    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
+    def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
         assert self._committed is not None
         writer = Server(self._experiment)
         writer.restore(self._committed)
-        return writer.save(folder, name, identity, progress)
+        return writer.save(folder, version, identity, progress)
 
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
         return there(self._server.read(folder, checkpoint))

@@ -6,6 +6,7 @@ them does not depend on who computed what.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -104,8 +105,9 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """Higher is better: accuracy, or the loss with its sign turned."""
-        return self.accuracy if self.accuracy is not None else -self.loss
+        """Higher is better: accuracy, or the loss with its sign turned; no number is the worst."""
+        score = self.accuracy if self.accuracy is not None else -self.loss
+        return -math.inf if math.isnan(score) else score
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""

@@ -12,7 +12,7 @@ import torch
 from metadist.outer import Experiment, Update
 from metadist.training.machine import fingerprint
 from metadist.training.run_folder import RunFolder
-from metadist.training.seams import Done, Event, Joined, ParameterServer, Ref, WorkerPool
+from metadist.training.seams import Done, Event, Joined, ParameterServer, PoolError, Ref, WorkerPool
 from metadist.training.server import Server
 from metadist.training.work import Work, Worker
 
@@ -42,8 +42,13 @@ class InProcessPool(WorkerPool):
         if not self._greeted:
             self._greeted = True
             return [self._joined]
+        if not self._queue:
+            raise TimeoutError("no worker has any work")
         ticket, work, version, payload = self._queue.popleft()
-        payload.value, report = self._worker.run(work, version.value)
+        try:
+            payload.value, report = self._worker.run(work, version.value)
+        except Exception as error:
+            raise PoolError(f"worker 0 failed: {error!r}") from error
         return [Done(0, ticket, report)]
 
     def close(self) -> None:
@@ -73,8 +78,8 @@ class InProcessServer(ParameterServer):
     def recover(self) -> Ref:
         return Box(self._server.restore(self._server.state))
 
-    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
-        return self._server.save(folder, name, identity, progress)
+    def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
+        return self._server.save(folder, version, identity, progress)
 
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
         return Box(self._server.read(folder, checkpoint))

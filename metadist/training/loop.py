@@ -230,13 +230,12 @@ class _Run:
         version = self.stepper.version
         if version == self.saved:
             return
-        name = checkpoint_name(version)
-        self.sha = self.server.save(self.folder, name, self.plan.identity, vars(self.progress))
+        self.sha = self.server.save(self.folder, version, self.plan.identity, vars(self.progress))
         self.saved = version
         best = self.progress.best_version
         self.folder.prune(self.plan.keep, set() if best is None else {checkpoint_name(best)})
         self.folder.renew()
-        self.observer.saved(version, name)
+        self.observer.saved(version, checkpoint_name(version))
 
     def _result(self, outcome: str) -> TrainResult:
         tested: int | None = None

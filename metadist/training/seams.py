@@ -118,8 +118,11 @@ class ParameterServer(ABC):
         """
 
     @abstractmethod
-    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
-        """Write the current version as checkpoint `name`; returns the sha256 of the meta-parameters."""
+    def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
+        """Write a version as its checkpoint; returns the sha256 of the meta-parameters.
+
+        The version is the one whose outcome was returned last, whatever was ordered since.
+        """
 
     @abstractmethod
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:

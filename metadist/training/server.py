@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from metadist.errors import UserError
@@ -14,13 +17,14 @@ from metadist.outer import (
     Payload,
     Published,
     Update,
+    Verdict,
     apply_step,
     decode_checkpoint,
     encode_checkpoint,
     meta_sha256,
     publish,
 )
-from metadist.training.run_folder import RunFolder
+from metadist.training.run_folder import RunFolder, checkpoint_name
 
 
 class Server:
@@ -28,36 +32,45 @@ class Server:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self._state: OuterState | None = None
+        # The newest last. A step may be taken while the driver still deals with the one before, and one more
+        # may be ordered behind it: what the driver then asks for is up to two versions old.
+        self._states: deque[OuterState] = deque(maxlen=3)
+        self._last = Update(Verdict.DUPLICATE, 0, math.nan, math.nan)
 
     @property
     def state(self) -> OuterState:
         """The current state."""
-        assert self._state is not None, "the server was not started"
-        return self._state
+        return self._states[-1]
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> tuple[Published, OuterState]:
         """Start from a checkpoint or afresh."""
         if folder is not None and checkpoint is not None:
-            self._state = self._load(folder, checkpoint)
+            state = self._load(folder, checkpoint)
         else:
-            self._state = OuterState(0, self.experiment.initial(), {})
-        return publish(self.state), self.state
+            state = OuterState(0, self.experiment.initial(), {})
+        return self.restore(state), state
 
     def restore(self, state: OuterState) -> Published:
         """Start from a state in memory."""
-        self._state = state
+        self._states.clear()
+        self._states.append(state)
         return publish(state)
 
     def apply(self, version: int, payloads: Sequence[Payload]) -> tuple[Published, Update, OuterState]:
         """Take the step from `version` (see `apply_step`)."""
-        self._state, update = apply_step(self.experiment.rule, self.state, version, payloads)
-        return publish(self._state), update, self._state
+        state, update = apply_step(self.experiment.rule, self.state, version, payloads)
+        if update.verdict is Verdict.ACCEPTED:
+            self._states.append(state)
+            self._last = update
+        elif update.verdict is Verdict.DUPLICATE:
+            update = replace(self._last, verdict=Verdict.DUPLICATE)
+        return publish(state), update, state
 
-    def save(self, folder: RunFolder, name: str, identity: str, progress: dict[str, Any]) -> str:
-        """Write the current state as a checkpoint; returns the sha256 of the meta-parameters."""
-        folder.write(name, encode_checkpoint(Checkpoint(self.state, identity, progress)))
-        return meta_sha256(self.state.meta)
+    def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
+        """Write the state at a version as its checkpoint; returns the sha256 of the meta-parameters."""
+        (state,) = (state for state in self._states if state.version == version)
+        folder.write(checkpoint_name(version), encode_checkpoint(Checkpoint(state, identity, progress)))
+        return meta_sha256(state.meta)
 
     def read(self, folder: RunFolder, checkpoint: str) -> Published:
         """A checkpoint's meta-parameters as a published version."""

@@ -105,7 +105,9 @@ class Stepper:
                 self._say(f"a result of step {step.version + 1} was lost ({error}); it is computed again")
                 self._redo(step, list(range(self.rule.chunks)))
                 continue
-            if update.verdict is not Verdict.ACCEPTED:
+            # A duplicate is a step that was taken before its chunks were thought lost and computed again.
+            taken = update.verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) and update.version == step.version + 1
+            if not taken:
                 raise Diverged(f"step {step.version + 1}: the server refused the update as {update.verdict}")
             yield self._commit(step, update)
 

@@ -109,6 +109,7 @@ class Worker:
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
+        experiment.learner.network.module.to(device)  # its buffers; weights come with each version
         self._version: tuple[int, Meta] | None = None
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:

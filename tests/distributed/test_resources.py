@@ -25,7 +25,6 @@ def test_fractions_of_a_gpu_are_reserved(ray: Any, tmp_path: Path) -> None:
         while len(dispatcher.alive) < 2:
             dispatcher.poll()
         assert before["GPU"] - ray.available_resources().get("GPU", 0) == pytest.approx(1.0)
-        assert before["CPU"] - ray.available_resources()["CPU"] == pytest.approx(1.0)
 
 
 def test_more_gpus_than_there_are(ray: Any, tmp_path: Path) -> None:

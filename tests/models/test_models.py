@@ -89,31 +89,49 @@ def test_impossible_settings_are_refused(config: dict) -> None:
         MlpConfig(hidden=[4, 0])
 
 
-@pytest.mark.parametrize("init", ["normal", "xavier", "kaiming"])
+@pytest.mark.parametrize("init", ["default", "normal", "xavier", "kaiming"])
 def test_initial_weights_have_the_named_distribution(init: str) -> None:
     model = Conv4(Conv4Config(norm="layer"), (3, 28, 28), 20)
     drawn = initial_parameters(model, init, generator())
     assert list(drawn) == [name for name, _ in model.named_parameters()]
     for name, value in drawn.items():
-        if name.endswith("bias"):
+        weight = drawn[name.removesuffix("bias") + "weight"] if name.endswith("bias") else value
+        if name.startswith("norms"):
+            assert (value == (0 if name.endswith("bias") else 1)).all()
+            continue
+        if name.endswith("bias") and init != "default":
             assert not value.any()
-        elif name.startswith("norms"):
-            assert (value == 1).all()
-        else:
-            fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(value)
-            bound = math.sqrt(6 / (fan_in + fan_out))
-            sd = {"normal": 0.01, "xavier": bound / math.sqrt(3), "kaiming": math.sqrt(2 / fan_in)}[init]
-            count = value.numel()
-            assert value.std().item() == pytest.approx(sd, rel=5 / math.sqrt(2 * count))
-            assert abs(value.mean().item()) < 5 * sd / math.sqrt(count)
-            if init == "xavier":
-                assert value.abs().max() <= bound
-                assert value.abs().max() > bound * (1 - 20 / count)
-            else:
-                assert value.abs().max() > 2.5 * sd
+            continue
+        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+        bound = {"default": 1 / math.sqrt(fan_in), "xavier": math.sqrt(6 / (fan_in + fan_out))}.get(init)
+        sd = bound / math.sqrt(3) if bound else {"normal": 0.01, "kaiming": math.sqrt(2 / fan_in)}[init]
+        count = value.numel()
+        assert value.std().item() == pytest.approx(sd, rel=5 / math.sqrt(2 * count))
+        assert abs(value.mean().item()) < 5 * sd / math.sqrt(count)
+        largest = value.abs().max().item()
+        assert bound * (1 - 20 / count) < largest <= bound if bound else largest > 2.5 * sd
+
+
+def test_the_default_is_what_torchs_own_layers_do() -> None:
+    """Bounds of nn.Linear and nn.Conv2d, weights and biases, over many layers of few inputs."""
+    for layer in (nn.Linear(3, 5000), nn.Conv2d(2, 5000, 3)):
+        drawn = initial_parameters(layer, "default", generator())
+        for name, value in layer.named_parameters():
+            assert drawn[name].abs().max().item() == pytest.approx(value.abs().max().item(), rel=2e-3)
+            assert drawn[name].std().item() == pytest.approx(value.std().item(), rel=0.05)
 
 
 @pytest.mark.parametrize("init", ["normal", "xavier", "kaiming"])
+def test_biases_of_foreign_layers_start_at_0(init: str) -> None:
+    """Those of a recurrent cell (`bias_ih_l0`), and one that stands alone."""
+    alone = nn.Module()
+    alone.bias = nn.Parameter(torch.ones(3))
+    for module in (nn.LSTM(3, 4), alone):
+        drawn = initial_parameters(module, init, generator())
+        assert not any(value.any() for name, value in drawn.items() if name.startswith("bias"))
+
+
+@pytest.mark.parametrize("init", ["default", "normal", "xavier", "kaiming"])
 def test_initial_weights_follow_from_the_generator(init: str) -> None:
     model = Mlp(MlpConfig(), (4,), 3)
     state = torch.get_rng_state()

@@ -57,13 +57,13 @@ def test_values_that_are_not_finite_come_back_too(state: OuterState) -> None:
     state = replace(state, meta=Meta({"a/b/c": odd, "transposed": torch.randn(3, 4).T}, {}, {}), optimizer={})
     back = decode_checkpoint(encode_checkpoint(Checkpoint(state, "", {})), "file").state
     assert meta_sha256(back.meta) == meta_sha256(state.meta)
-    assert list(back.meta.parameters) == ["a/b/c", "transposed"]
+    assert back.meta.parameters.keys() == state.meta.parameters.keys()
 
 
 def test_says_what_it_holds_without_being_loaded(data: bytes, state: OuterState) -> None:
-    about, _ = header(data)
-    assert about["__metadata__"]["params_sha256"] == meta_sha256(state.meta)
-    assert about["__metadata__"]["version"] == "3"
+    about = json.loads(header(data)[0]["__metadata__"]["about"])
+    assert about["params_sha256"] == meta_sha256(state.meta)
+    assert about["version"] == 3
 
 
 def test_a_cut_off_file_is_refused(data: bytes) -> None:
@@ -106,11 +106,11 @@ def test_a_foreign_file_is_refused(foreign: bytes) -> None:
 
 def test_a_newer_format_is_refused(data: bytes) -> None:
     assert decode_checkpoint(with_header(data), "file").state.version == 3
-    with pytest.raises(UserError, match=r"got '2', expected format version 1 or older.*upgrade"):
+    with pytest.raises(UserError, match=r"got '2', expected format version 1\..*another version of metadist"):
         decode_checkpoint(with_header(data, format_version="2"), "file")
 
 
-@pytest.mark.parametrize("field", ["version", "format_version", "progress"])
+@pytest.mark.parametrize("field", ["format", "format_version", "about", "content_sha256"])
 def test_a_header_that_is_not_what_we_write_is_refused(data: bytes, field: str) -> None:
     with pytest.raises(UserError, match=r"^file: got"):
         decode_checkpoint(with_header(data, **{field: "{"}), "file")

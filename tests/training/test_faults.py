@@ -36,26 +36,23 @@ FAULTS: dict[str, tuple[tuple, ...]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {}
+@pytest.fixture
+def undisturbed(make_run: Callable, known: list[str] = []) -> str:  # noqa: B006
+    """SHA-256 of the parameters after a run of the in-process runtime, taken once."""
+    if not known:
+        known.append(make_run().go().params_sha256)
+    return known[0]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_bits_are_those_of_an_undisturbed_run(
-    make_run: Callable, undisturbed: dict[str, str], name: str, seed: int
-) -> None:
-    if not undisturbed:
-        whole = make_run()
-        undisturbed["sha"] = whole.go().params_sha256
-        assert whole.versions() == [3, 6] or 6 in whole.versions()
+def test_the_bits_are_those_of_an_undisturbed_run(make_run: Callable, undisturbed: str, name: str, seed: int) -> None:
     faults = [Fault(*fault) for fault in FAULTS[name]]
     run = make_run()
     server = FakeServer(run.experiment, faults)
     result = run.go(FakePool(run.experiment, server, faults, workers=3, seed=seed), server)
     assert all(fault.times == 0 and fault.struck > 0 for fault in faults), "every fault has happened"
-    assert (result.params_sha256, result.outcome, result.step) == (undisturbed["sha"], "finished", 6)
+    assert (result.params_sha256, result.outcome, result.step) == (undisturbed, "finished", 6)
     strikes = {kind: sum(f.struck for f in faults if f.kind.startswith(kind)) for kind in ("kill", "lose_server")}
     assert result.worker_losses == strikes["kill"]
     assert result.server_losses >= strikes["lose_server"]
@@ -72,7 +69,7 @@ def test_the_bits_are_those_of_an_undisturbed_run(
 def test_the_bits_do_not_depend_on_the_number_of_workers(make_run: Callable, learner: str, workers: int) -> None:
     whole = make_run(sinusoid_experiment(learner=learner))
     expected = whole.go()
-    for seed in range(3):
+    for seed in range(2):
         run = make_run(sinusoid_experiment(learner=learner))
         server = FakeServer(run.experiment)
         result = run.go(FakePool(run.experiment, server, workers=workers, seed=seed), server)
@@ -99,25 +96,18 @@ def test_two_dead_workers_are_forgiven_when_the_chunk_is_done_in_between(make_ru
     assert run.go(FakePool(run.experiment, server, faults), server).worker_losses == 6
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("version", [0, 2, 5])
 def test_a_meta_gradient_that_is_not_finite_ends_the_run_at_the_last_good_version(
     make_run: Callable, version: int, seed: int
 ) -> None:
-    whole = make_run(stop_after=version or None, steps=version or 6) if version else None
-    run = make_run()
+    run, whole = make_run(), make_run()
     fault, server = Fault("nan", version, 1), FakeServer(run.experiment)
     with pytest.raises(Diverged, match=f"step {version + 1}: the meta-gradient of chunk 1 is not finite"):
         run.go(FakePool(run.experiment, server, [fault], seed=seed), server)
     assert fault.struck == 1
     assert run.versions()[-1] == version
-    if whole is not None:
-        whole.plan = replace(run.plan, stop_after=version)
-        expected = whole.go().params_sha256
-        assert run.go(resume=True, stop=lambda: True).step == version + 1
-        name = f"checkpoints/step-{version:08d}.safetensors"
-        if name in whole.folder.checkpoints():
-            assert f'"params_sha256":"{expected}"'.encode() in run.folder.read(name)[:4000]
+    assert run.go(resume=True).params_sha256 == whole.go().params_sha256
 
 
 def test_silence_ends_the_run_at_the_last_good_version(make_run: Callable) -> None:
@@ -181,13 +171,9 @@ def test_everything_a_lost_worker_held_is_done_again() -> None:
         [Done(5, 5, "third")],
     )
     reports = Dispatcher(pool, 1.0, said.append).run_all(works, None)
-    by_ticket = {ticket: work for _, ticket, work in pool.submitted}
-    assert reports == [
-        {3: "first", 4: "second", 5: "third"}[max(t for t, w in by_ticket.items() if w == work)] for work in works
-    ]
-    assert {work: sum(w == work for w in by_ticket.values()) for work in works} == dict(
-        zip(works, (3, 2, 1), strict=True)
-    ) or len(by_ticket) == 6
+    assert reports == ["first", "second", "third"]
+    # Two of worker 0, the one that was waiting, and two once more: the voided one and what it had pushed back.
+    assert sorted(ticket for _, ticket, _ in pool.submitted) == list(range(6))
     assert said == ["worker 0 was lost (gone); its work is done again elsewhere"]
 
 

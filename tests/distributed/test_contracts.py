@@ -1,0 +1,35 @@
+"""The Ray pair passes the contract tests that the in-process pair passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from metadist.distributed.blueprint import Blueprint
+from metadist.testing.contracts import ParameterServerContract, Runtime, WorkerPoolContract
+from metadist.testing.toys import averaging_experiment
+
+
+class OnRay:
+    @pytest.fixture
+    def runtime(self, ray: Any) -> Runtime:
+        from metadist.distributed.pool import RayPool
+        from metadist.distributed.server import RayServer
+
+        blueprint = Blueprint(averaging_experiment, 1)
+        return Runtime(
+            averaging_experiment(),
+            server=lambda: RayServer(blueprint, deadline=60),
+            pool=lambda workers: RayPool(blueprint, workers, cpus=1),
+            put=ray.put,
+            get=lambda ref: ray.get(ref, timeout=60),
+        )
+
+
+class TestRayServer(OnRay, ParameterServerContract):
+    pass
+
+
+class TestRayPool(OnRay, WorkerPoolContract):
+    pass
