@@ -44,7 +44,7 @@ from metadist.tasks import (
     SinusoidTasksConfig,
     TaskDistribution,
 )
-from metadist.tracking import TrackingConfig
+from metadist.tracking import TrackingConfig, resolve_uri
 
 
 def _at_least(config: object, **least: float) -> None:
@@ -391,6 +391,17 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "
 def open_data(job: Job, progress: Any = None) -> ClassStore | None:
     """The job's class store, prepared if need be; `None` for tasks that need no data."""
     return resolve_store(job.data, progress) if isinstance(job.tasks, ImageTasksConfig) else None
+
+
+def anchored(job: Job) -> Job:
+    """The job with the places in this working folder made absolute, so that its run can go on from anywhere."""
+    data, tracking = job.data, job.tracking
+    if "://" not in data.source and Path(data.source).exists():
+        data = replace(data, source=str(Path(data.source).resolve()))
+    uri = resolve_uri(tracking)
+    if uri is not None and uri.startswith("sqlite:"):  # others may hold a password, which a job file must not
+        tracking = replace(tracking, uri=uri)
+    return replace(job, data=data, tracking=tracking)
 
 
 def with_store(job: Job, store: ClassStore | None) -> Job:

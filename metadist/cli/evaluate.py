@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 
 import typer
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from metadist.cli.data import image_progress
 from metadist.cli.display import Display
-from metadist.cli.train import show_evaluations
+from metadist.cli.train import json_line, show_evaluations
 
 
 class SplitName(StrEnum):
@@ -60,4 +59,4 @@ def evaluate_command(
     console.print(curve)
     console.print(f"{result['run_dir']}/{result['checkpoint']}", soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json_line(result))

@@ -8,26 +8,7 @@ import traceback
 import typer
 
 import metadist
-from metadist.cli.data import app as data_app
-from metadist.cli.evaluate import evaluate_command
-from metadist.cli.keys import keys_command
-from metadist.cli.train import train_command
-from metadist.cli.ui import ui_command
 from metadist.errors import UserError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Distributed meta-training: workers adapt on tasks, a parameter server takes the outer step.",
-    epilog="--debug, anywhere on the line, shows the traceback of an error.",
-)
-app.command("train")(train_command)
-app.command("evaluate")(evaluate_command)
-app.command("ui")(ui_command)
-app.command("keys")(keys_command)
-app.add_typer(data_app, name="data")
 
 
 def _version(show: bool) -> None:
@@ -36,11 +17,34 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def root(
+def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Distributed meta-training."""
+    """Distributed meta-training: workers adapt on tasks, a parameter server takes the outer step."""
+
+
+def _app() -> typer.Typer:
+    # The commands import torch, which takes a second in which Ctrl-C must be handled too.
+    from metadist.cli.data import app as data_app
+    from metadist.cli.evaluate import evaluate_command
+    from metadist.cli.keys import keys_command
+    from metadist.cli.train import train_command
+    from metadist.cli.ui import ui_command
+
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        epilog="--debug, anywhere on the line, shows the traceback of an error.",
+    )
+    app.callback()(_root)
+    app.command("train")(train_command)
+    app.command("evaluate")(evaluate_command)
+    app.command("ui")(ui_command)
+    app.command("keys")(keys_command)
+    app.add_typer(data_app, name="data")
+    return app
 
 
 def main() -> None:
@@ -48,7 +52,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(args=arguments, prog_name="metadist")
+        _app()(args=arguments, prog_name="metadist")
     except UserError as error:
         _fail(str(error), debug, 2)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import signal
 import sys
@@ -35,6 +36,8 @@ class Stop:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """A signal handler."""
         if self.signal is not None or not self._display.started:
+            if number == signal.SIGTERM:
+                sys.exit(128 + number)
             raise KeyboardInterrupt
         self.signal = number
         self._display.say("stopping after this step, with a checkpoint (once more: at once)")
@@ -73,7 +76,7 @@ def train_command(
     every = [*overrides, *(f"{key}={value}" for key, value in given.items())]
     summary, code = _train(job, resume, every, address, stop_after, fault)
     if as_json:
-        typer.echo(json.dumps(summary))
+        typer.echo(json_line(summary))
     raise typer.Exit(code)
 
 
@@ -86,7 +89,6 @@ def _train(
     fault: str | None,
 ) -> tuple[dict[str, Any], int]:
     job = load_job(path, overrides) if path is not None else None
-    # What follows imports torch, which takes seconds: a mistake in the job file is said before.
     from metadist.distributed.run import RunOptions, open_run, resume_run, train_job
 
     known = job if job is not None else open_run(str(resume))[1]
@@ -111,6 +113,19 @@ def _placed(job: Job, overrides: list[str]) -> Job:
     for override in overrides:
         set_value(content, override)
     return parse_job(content)
+
+
+def json_line(content: dict[str, Any]) -> str:
+    """One line of strict JSON, which has no NaN and no infinity: they become null."""
+    return json.dumps(_finite(content), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_summary(summary: dict[str, Any]) -> None:

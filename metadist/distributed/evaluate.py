@@ -12,7 +12,7 @@ from metadist.config import Job
 from metadist.distributed.run import RunOptions, evaluation_plan, open_run
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
-from metadist.outer import Strategy, StrategyCheck, decode_checkpoint
+from metadist.outer import StrategyCheck, decode_checkpoint
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
 from metadist.training.dispatch import Dispatcher
@@ -63,12 +63,9 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
     with open_runtime(placed, "evaluation", experiment, options.address, options.fault) as (pool, server):
         published = server.start(folder, name)
         dispatcher = Dispatcher(pool, job.resources.timeout, display.say)
-        strategy: Strategy = "loop"
-        if experiment.distribution.has("train"):  # which the check draws its tasks from; the loop needs none
-            (check,) = dispatcher.run_all([CheckWork()], published)
-            assert isinstance(check, StrategyCheck)
-            strategy = check.strategy
-        result = evaluate(dispatcher, plan, strategy, published, with_scratch=True, with_classes=True)
+        (check,) = dispatcher.run_all([CheckWork(plan.split, plan.seed, episode)], published)
+        assert isinstance(check, StrategyCheck)
+        result = evaluate(dispatcher, plan, check.strategy, published, with_scratch=True, with_classes=True)
     return {
         "run_dir": folder.location,
         "checkpoint": name,

@@ -69,7 +69,7 @@ def train_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any
     """Train a job from its start in a run folder of its own; returns the summary."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     run = f"{job.name}-{stamp}-{secrets.token_hex(2)}"
-    prepared = _prepare(job, run, display, options)
+    prepared = _prepare(config.anchored(job), run, display, options)
     folder = RunFolder(f"{os.path.expanduser(job.storage).rstrip('/')}/{run}")
     about = {
         "run": run,
@@ -221,6 +221,9 @@ def _run(
             report = tracker.finish(status)
             recorder.close()
             held.release()
+            if resume is None and held.local is not None and not held.checkpoints():
+                # Training never began, and nothing can be resumed.
+                shutil.rmtree(held.local, ignore_errors=True)
     if report.lost or report.lost_files:
         display.say(
             f"{report.lost} metric values and {report.lost_files} files did not reach {report.uri}; "

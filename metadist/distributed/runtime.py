@@ -35,6 +35,9 @@ def open_runtime(
         if address is not None:
             raise UserError("--address", address, "no address with runtime: inprocess", "Leave one of them out.")
         device = pick_device(resources.gpus_per_worker)
+        if resources.gpus_per_worker and device.type == "cpu":
+            wanted = resources.gpus_per_worker
+            raise UserError("resources.gpus_per_worker", wanted, "0: torch sees no GPU on this machine")
         make_deterministic(device)
         pool, server = InProcessPool(experiment, device), InProcessServer(experiment)
         yield pool, server

@@ -61,6 +61,8 @@ class Conv4(BaseModel):
         features = config.width * (sides[0] * sides[1] if config.pool else 1)
         super().__init__(config.norm, features, outputs)
         self.pool = config.pool
+        #: values per example after the first convolution
+        self.activations = config.width * height * width
         stride = 1 if config.pool else 2
         inputs = [channels] + [config.width] * (config.layers - 1)
         # A bias before batch statistics has no effect and a gradient of rounding noise, which an inner
@@ -79,5 +81,5 @@ class Conv4(BaseModel):
 
     @property
     def vectorizes(self) -> bool:
-        """Pooled nets are bound by memory traffic over large activations, which many tasks make worse."""
-        return not self.pool
+        """Pooled nets on larger images are bound by memory traffic, which many tasks at once make worse."""
+        return not self.pool or self.activations <= 16384

@@ -13,6 +13,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from metadist.errors import UserError
 
+#: far beyond any use, and still a number in float32
+LARGEST = 1e30
+
 OptimizerState = dict[str, dict[str, Tensor]]
 
 
@@ -26,6 +29,9 @@ class GroupConfig:
     lr: float | None = None
     #: weight decay
     weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "lr", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +66,22 @@ class OptimizerConfig:
     groups: list[GroupConfig] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not self.lr >= 0:
-            raise UserError("lr", self.lr, "a number of at least 0")
         if self.clip is not None and not self.clip > 0:
             raise UserError("clip", self.clip, "a number above 0, or null")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError("betas", self.betas, "two numbers from 0 to below 1")
-        for name in ("momentum", "weight_decay", "eps", "final", "factor"):
-            if not getattr(self, name) >= 0:
-                raise UserError(name, getattr(self, name), "a number of at least 0")
+        _check_numbers(self, "lr", "momentum", "weight_decay", "eps", "final", "factor")
         for name in ("schedule_steps", "every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(name, value, "a whole number of at least 1")
+
+
+def _check_numbers(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= LARGEST:
+            raise UserError(name, value, f"a number from 0 to {LARGEST:g}")
 
 
 def check_groups(config: OptimizerConfig, names: Sequence[str]) -> None:

@@ -105,13 +105,14 @@ class ImageTasks(TaskDistribution):
                 f"at most the {classes} classes of the {split} split",
                 f"Lower ways, or give data.split.{split} more classes.",
             )
-        check_examples(self.store, self.classes[split], episode.shots + episode.query, "tasks.shots")
+        check_examples(self.store, self.classes[split], episode.shots + episode.query, "tasks.shots + query")
 
     def sample(self, split: Split, seed: int, index: int, episode: Episode) -> DrawnImages:
         rng = generator("images", split, seed, index)
         pool, turns = self.classes[split], self.turns(split)
         # The labels are the order of the draw, which is random.
         chosen = rng.permutation(len(pool) * turns)[: episode.ways]
+        assert len(chosen) == episode.ways, f"{split} has too few classes; check() says so before"
         offsets = self.store.offsets
         rows = np.empty((episode.ways, episode.shots + episode.query), dtype=np.int64)
         for way, number in enumerate(chosen):

@@ -293,7 +293,7 @@ class WorkerPoolContract:
         (name, *_), version = self.joined(runtime, pool), runtime.put(published)
         episode = runtime.experiment.episode
         works: list[Work] = [
-            CheckWork(),
+            CheckWork("train", 0, runtime.experiment.episode),
             EvaluationWork("test", 3, 1, 2, episode, steps=1, scratch=False, strategy="loop"),
         ]
         for ticket, work in enumerate(works):

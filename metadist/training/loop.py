@@ -180,7 +180,8 @@ class _Run:
         return self._result("stopped" if not ended else "early" if self.progress.ended_early else "finished")
 
     def _check(self, published: Ref) -> StrategyCheck:
-        (report,) = self.dispatcher.run_all([CheckWork()], published)
+        work = CheckWork("train", self.experiment.seed, self.experiment.episode)
+        (report,) = self.dispatcher.run_all([work], published)
         assert isinstance(report, StrategyCheck)
         return report
 

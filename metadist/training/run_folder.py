@@ -141,7 +141,10 @@ class RunFolder:
     def _lease(self) -> dict[str, Any]:
         if not self.exists("lease.json"):
             return {}
-        lease: dict[str, Any] = self.read_json("lease.json")
+        lease = self.read_json("lease.json")
+        if not isinstance(lease, dict):
+            hint = "The file was changed; remove it if no driver runs."
+            raise UserError(self._place("lease.json")[1], lease, "a lease", hint)
         return lease
 
     def acquire(self) -> RunFolder:

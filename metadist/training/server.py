@@ -84,12 +84,12 @@ class Server:
             name = min(name for name in own | other if own.get(name) != other.get(name))
             raise UserError(
                 path,
-                f"{name} of shape {other.get(name)}",
-                f"shape {own.get(name)}, as this job's model has it",
+                f"{name}: {other.get(name, 'no such tensor')}",
+                f"{own.get(name, 'no such tensor')}, as this job's model has it",
                 "The checkpoint is another model's: use the settings that it was trained with.",
             )
         return state
 
 
-def _shapes(meta: Meta) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in (meta.parameters | meta.statistics).items()}
+def _shapes(meta: Meta) -> dict[str, str]:
+    return {name: f"shape {list(value.shape)}" for name, value in (meta.parameters | meta.statistics).items()}

@@ -39,7 +39,15 @@ class GradientWork:
 
 @dataclass(frozen=True)
 class CheckWork:
-    """Choose the execution strategy and check it; answered by a `StrategyCheck`."""
+    """Choose the execution strategy and check it on two of the run's own tasks; answered by a `StrategyCheck`.
+
+    Attributes:
+        split, seed, episode: address and size of the tasks.
+    """
+
+    split: Split
+    seed: int
+    episode: Episode
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,9 @@ class Worker:
             return self._gradient(work, meta)
         if isinstance(work, CheckWork):
             rule, reason = choose_strategy(self.experiment.learner, self.device)
-            chunk = self.experiment.rule.chunk_tasks(0, 0)[:2]
-            return None, check_strategy(self.experiment.learner, meta, self._tasks(chunk), rule, reason)
+            distribution = self.experiment.distribution
+            batch = distribution.batch(work.split, work.seed, range(2), work.episode, self.device)
+            return None, check_strategy(self.experiment.learner, meta, batch, rule, reason)
         return None, self._evaluate(work, meta)
 
     def _meta(self, published: Published) -> Meta:
@@ -128,13 +137,11 @@ class Worker:
             self._version = (published.version, to_meta(published, {}, self.device))
         return self._version[1]
 
-    def _tasks(self, indices: range) -> Task:
-        experiment = self.experiment
-        return experiment.distribution.batch("train", experiment.seed, indices, experiment.episode, self.device)
-
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
         start = time.perf_counter()
-        batch = self._tasks(self.experiment.rule.chunk_tasks(work.key.version, work.key.chunk))
+        experiment = self.experiment
+        tasks = experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
+        batch = experiment.distribution.batch("train", experiment.seed, tasks, experiment.episode, self.device)
         result = compute_meta_gradient(self.experiment.learner, meta, batch, work.strategy)
         report = ChunkReport(
             key=work.key,

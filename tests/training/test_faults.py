@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from metadist.outer import ChunkKey
+from metadist.tasks import Episode
 from metadist.testing.fakes import FakePool, FakeServer, Fault
 from metadist.testing.toys import sinusoid_experiment
 from metadist.training.dispatch import DEPTH, Dispatcher
@@ -154,7 +155,7 @@ def test_work_goes_to_the_least_busy_worker_and_no_further_than_the_depth() -> N
     dispatcher.poll()
     given = []
     while (worker := dispatcher.free()) is not None:
-        dispatcher.submit(worker, CheckWork(), None)
+        dispatcher.submit(worker, CheckWork("train", 0, Episode(1, 1, 1)), None)
         given.append(worker)
     assert given == [0, 1] * DEPTH
 

@@ -87,12 +87,12 @@ def _walk(folder: Path, name: str, found: dict[str, list[str]], above: tuple[tup
             return
         with os.scandir(folder) as entries:
             kept = [entry for entry in entries if not is_ignored(entry.name)]
+        files = [entry.name for entry in kept if is_image_name(entry.name) and entry.is_file()]
+        folders = [entry for entry in kept if entry.is_dir()]
     except OSError as error:
         raise UserError(str(folder), error.strerror, "a folder that can be read", "") from error
-    files = [entry.name for entry in kept if is_image_name(entry.name) and entry.is_file()]
     if files:
         found[name] = files
-    for entry in kept:
-        if entry.is_dir():
-            inner = f"{name}/{entry.name}" if name else entry.name
-            _walk(Path(entry.path), inner, found, (*above, identity))
+    for entry in folders:
+        inner = f"{name}/{entry.name}" if name else entry.name
+        _walk(Path(entry.path), inner, found, (*above, identity))
