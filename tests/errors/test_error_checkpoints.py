@@ -114,12 +114,12 @@ def test_wrong_name(metadist: Callable[..., Any], run: Path, name: str) -> None:
 
 def test_another_models_checkpoint(metadist: Callable[..., Any], run: Path, wider_run: Path) -> None:
     shutil.copy(checkpoint(wider_run, 2), checkpoint(run, 2))
-    assert_mistake(metadist("evaluate", str(checkpoint(run, 2))), "of shape [", "as this job's model has it")
+    assert_mistake(metadist("evaluate", str(checkpoint(run, 2))), ": shape [", "as this job's model has it")
     assert_mistake(metadist("train", "--resume", str(run)), "step-00000002", "a checkpoint of this run's job")
 
 
 def test_evaluate_another_model(metadist: Callable[..., Any], run: Path) -> None:
-    assert_mistake(metadist("evaluate", str(run), "--set", "model.width=5"), "of shape [4", "of shape", "shape [5")
+    assert_mistake(metadist("evaluate", str(run), "--set", "model.width=5"), ": shape [4", "shape [5", "as this job")
 
 
 @pytest.mark.parametrize(

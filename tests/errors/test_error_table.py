@@ -82,7 +82,7 @@ SETTINGS = [
     (["name="], "name", "None", "text"),
     # what does not go together
     (["tasks.ways=5"], "tasks.ways", "5", "at most the 4 classes of the train split"),
-    (["tasks.shots=200"], "tasks.shots", "202", "no more examples a class than there are"),
+    (["tasks.shots=200"], "tasks.shots + query", "202", "no more examples a class than there are"),
     (["tasks.train_ways=3"], "tasks.train_ways", "3", "tasks.ways = 2 for learner maml"),
     (["data.split.train=null"], "data.split.train", "None", "classes to train on"),
     (["data.split.train=[]"], "data.split.train", "[]", "at least one class"),

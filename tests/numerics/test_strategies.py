@@ -150,8 +150,9 @@ def test_a_gradient_that_is_not_finite_is_no_agreement(setting: Callable) -> Non
     [
         (Mlp(MlpConfig(), (1,), 1), "cpu", "vectorized"),
         (Conv4(Conv4Config(width=4, layers=2, pool=False), (1, 8, 8), 3), "cpu", "vectorized"),
-        (Conv4(Conv4Config(width=4, layers=2), (1, 8, 8), 3), "cpu", "loop"),
-        (Conv4(Conv4Config(width=4, layers=2), (1, 8, 8), 3), "cuda", "vectorized"),
+        (Conv4(Conv4Config(width=4, layers=2), (1, 8, 8), 3), "cpu", "vectorized"),
+        (Conv4(Conv4Config(width=64), (1, 28, 28), 3), "cpu", "loop"),
+        (Conv4(Conv4Config(width=64), (1, 28, 28), 3), "cuda", "vectorized"),
     ],
 )
 def test_the_rule_is_of_model_and_device(module: BaseModel, device: str, strategy: str) -> None:

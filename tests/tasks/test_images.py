@@ -179,7 +179,7 @@ def test_flips_are_one_in_two(images: Callable) -> None:
 
 def test_too_few_examples_are_named(images: Callable) -> None:
     images().check("train", Episode(2, 3, 3))
-    with pytest.raises(UserError, match=r"tasks\.shots: got 7, .*have fewer"):
+    with pytest.raises(UserError, match=r"tasks\.shots \+ query: got 7, .*have fewer"):
         images().check("train", Episode(2, 3, 4))
 
 
