@@ -1,10 +1,17 @@
-"""What all tests share: torch's threads, a home for caches, and one Ray session."""
+"""What all tests share: torch's threads, a home for caches, one Ray session, the command line."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -44,3 +51,39 @@ def ray() -> Iterator[object]:
         import ray
 
         yield ray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The JSON object that is the last line of stdout."""
+        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return found
+
+
+def metadist(*arguments: str) -> Outcome:
+    """Run the command line in this process."""
+    from metadist.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["metadist", *arguments]),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session", name="metadist")
+def _metadist() -> Callable[..., Outcome]:
+    """The command line, run in this process."""
+    return metadist

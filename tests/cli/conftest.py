@@ -1,22 +1,15 @@
-"""A tiny job, and two ways to run the command line: in this process, and as a program."""
+"""A tiny job, a whole run of it, and the command line as a program."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
-
-from metadist.cli.main import main
 
 JOB = """\
 name: tiny
@@ -30,39 +23,6 @@ evaluation: {every: 2, tasks: 4, test_tasks: 4, query: 2}
 checkpoint: {every: 3}
 tracking: {uri: none}
 """
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The JSON object that is the last line of stdout."""
-        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
-        return found
-
-
-def metadist(*arguments: str) -> Outcome:
-    """Run the command line in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["metadist", *arguments]),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(name="metadist")
-def _metadist() -> Callable[..., Outcome]:
-    return metadist
 
 
 @pytest.fixture
@@ -91,7 +51,7 @@ def job(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def finished(tmp_path_factory: pytest.TempPathFactory, metadist: Callable[..., Any]) -> Any:
     """A whole run of the tiny job, with --json."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "job.yaml").write_text(JOB)
@@ -101,6 +61,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 @pytest.fixture(scope="session")
-def run(finished: Outcome) -> str:
+def run(finished: Any) -> str:
     """Folder of the finished run; only read it."""
     return str(finished.result["run_dir"])

@@ -1,19 +1,13 @@
-"""A tiny job, a way to run the command line in this process, and a short run to spoil."""
+"""A tiny job, and a short run to spoil."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import pytest
-
-from metadist.cli.main import main
 
 JOB = """\
 name: tiny
@@ -27,33 +21,6 @@ evaluation: {tasks: 4, test_tasks: 4, query: 2}
 checkpoint: {every: 1}
 tracking: {uri: none}
 """
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
-
-
-def metadist(*arguments: str) -> Outcome:
-    """Run the command line in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["metadist", *arguments]),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(name="metadist")
-def _metadist() -> Callable[..., Outcome]:
-    return metadist
 
 
 @pytest.fixture
@@ -72,7 +39,7 @@ def storage(tmp_path: Path) -> Path:
     return folder
 
 
-def stopped_run(folder: Path, *settings: str) -> Path:
+def stopped_run(metadist: Callable[..., Any], folder: Path, *settings: str) -> Path:
     """The folder of the tiny job, stopped after two of its three steps."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.yaml").write_text(JOB)
@@ -84,14 +51,14 @@ def stopped_run(folder: Path, *settings: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stopped_run(tmp_path_factory.mktemp("whole"))
+def _whole_run(tmp_path_factory: pytest.TempPathFactory, metadist: Callable[..., Any]) -> Path:
+    return stopped_run(metadist, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="session")
-def wider_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wider_run(tmp_path_factory: pytest.TempPathFactory, metadist: Callable[..., Any]) -> Path:
     """A run of the tiny job with another model."""
-    return stopped_run(tmp_path_factory.mktemp("wider"), "model.width=5")
+    return stopped_run(metadist, tmp_path_factory.mktemp("wider"), "model.width=5")
 
 
 @pytest.fixture

@@ -12,43 +12,17 @@ import torch
 
 pytest.register_assert_rewrite("metadist.testing.contracts")
 
-from metadist.outer import Experiment, StrategyCheck, decode_checkpoint  # noqa: E402
+from metadist.outer import Experiment, decode_checkpoint  # noqa: E402
+from metadist.testing.observers import Notes  # noqa: E402
 from metadist.testing.toys import sinusoid_experiment  # noqa: E402
-from metadist.training.evaluation import Evaluation, EvaluationPlan  # noqa: E402
+from metadist.training.evaluation import EvaluationPlan  # noqa: E402
 from metadist.training.inprocess import InProcessPool, InProcessServer  # noqa: E402
 from metadist.training.loop import TrainPlan, TrainResult, train  # noqa: E402
 from metadist.training.run_folder import RunFolder  # noqa: E402
 from metadist.training.seams import ParameterServer, WorkerPool  # noqa: E402
-from metadist.training.stepper import StepRecord  # noqa: E402
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
-
-
-@dataclass
-class Notes:
-    """An observer that writes everything down."""
-
-    said: list[str] = field(default_factory=list)
-    records: list[StepRecord] = field(default_factory=list)
-    validations: list[tuple[int, Evaluation, bool]] = field(default_factory=list)
-    saves: list[int] = field(default_factory=list)
-    check: StrategyCheck | None = None
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def ready(self, check: StrategyCheck, version: int, fingerprint: dict[str, str]) -> None:
-        self.check = check
-
-    def stepped(self, record: StepRecord, workers: int, losses: int) -> None:
-        self.records.append(record)
-
-    def validated(self, version: int, evaluation: Evaluation, best: bool) -> None:
-        self.validations.append((version, evaluation, best))
-
-    def saved(self, version: int, name: str) -> None:
-        self.saves.append(version)
 
 
 @dataclass

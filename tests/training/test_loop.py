@@ -139,7 +139,7 @@ def test_the_best_version_on_validation_is_kept_and_tested(scored: Callable, mak
     assert (result.tested, result.tested_as, result.step) == (2, "best on validation", 5)
     assert fake.asked == [1, 2, 3, 4, 5, 2, 2]
     assert run.versions() == [2, 5]
-    assert run.notes.saves == [1, 2, 5]
+    assert run.notes.checkpoints == [1, 2, 5]
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, [2, 6]), (2, [2, 5, 6]), (3, [2, 4, 5, 6]), (10, [1, 2, 3, 4, 5, 6])])
