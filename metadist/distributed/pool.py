@@ -22,7 +22,6 @@ START_TRIES = 3
 class _Member:
     actor: Any
     ready: Any
-    since: float
     pid: int | None = None
     reports: dict[Any, int] = field(default_factory=dict)
 
@@ -49,13 +48,8 @@ class RayPool(WorkerPool):
 
     def _start(self) -> None:
         actor = self._actor.remote(self._blueprint)
-        self._members[self._next] = _Member(actor, actor.ready.remote(), time.monotonic())
+        self._members[self._next] = _Member(actor, actor.ready.remote())
         self._next += 1
-
-    @property
-    def pids(self) -> dict[int, int]:
-        """Process ids of the workers that are ready."""
-        return {name: member.pid for name, member in self._members.items() if member.pid is not None}
 
     def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
         member = self._members.get(worker)

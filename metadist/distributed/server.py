@@ -39,11 +39,6 @@ class RayServer(ParameterServer):
         self._ordered: dict[int, tuple[Sequence[Ref], Ref, Ref]] = {}
         self._since_state: list[tuple[int, Sequence[Ref]]] = []
 
-    @property
-    def pid(self) -> int:
-        """The actor's process id."""
-        return int(self._get(self._actor.pid.remote()))
-
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
         call = self._actor.start.options(num_returns=3)
         published, self._state, values = call.remote(folder, checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from metadist.distributed.blueprint import Blueprint
@@ -23,10 +22,6 @@ class ServerActor:
         set_threads(blueprint.threads)
         self._blueprint = blueprint
         self._server = Server(blueprint.build())
-
-    def pid(self) -> int:
-        """The process id."""
-        return os.getpid()
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> tuple[Published, OuterState, int]:
         """See `Server.start`; also the number of meta-learned values."""
