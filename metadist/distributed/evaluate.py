@@ -61,7 +61,7 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
     steps = experiment.learner.eval_steps if request.steps is None else request.steps
     plan = evaluation_plan(job, request.split, request.tasks or job.evaluation.test_tasks, episode, steps)
     with open_runtime(placed, "evaluation", experiment, options.address, options.fault) as (pool, server):
-        published = server.start(folder, name)
+        published = server.read(folder, name)
         dispatcher = Dispatcher(pool, job.resources.timeout, display.say)
         (check,) = dispatcher.run_all([CheckWork(plan.split, plan.seed, episode)], published)
         assert isinstance(check, StrategyCheck)

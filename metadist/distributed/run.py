@@ -286,7 +286,7 @@ def _summarize(
         state = _tested_state(folder, result.tested)
         drawn = draw_plots(
             prepared.experiment,
-            state.meta,
+            state.judged,
             recorder.metrics_path,
             tests,
             config.evaluation_episode(prepared.job),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -77,17 +77,29 @@ class RayServer(ParameterServer):
         return published
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
-        for _ in range(2):
-            try:
-                return str(self._get(self._actor.save.remote(folder, version, identity, progress)))
-            except ServerLost:
-                self.recover()
-        return str(self._get(self._actor.save.remote(folder, version, identity, progress)))
+        return str(self._insist(lambda: self._get(self._actor.save.remote(folder, version, identity, progress))))
 
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
         published, version = self._actor.read.options(num_returns=2).remote(folder, checkpoint)
         self._get(version)
         return published
+
+    def judged(self, version: int) -> Ref:
+        return self._insist(lambda: self._judged(version))
+
+    def _judged(self, version: int) -> Ref:
+        published, done = self._actor.judged.options(num_returns=2).remote(version)
+        self._get(done)
+        return published
+
+    def _insist(self, call: Callable[[], Any]) -> Any:
+        """Make a call, with a new server in the place of a lost one, twice at most."""
+        for _ in range(2):
+            try:
+                return call()
+            except ServerLost:
+                self.recover()
+        return call()
 
     def close(self) -> None:
         if self._actor is not None:

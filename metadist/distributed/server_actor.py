@@ -48,3 +48,7 @@ class ServerActor:
         """See `Server.read`; also the version, which says that it could be read."""
         published = self._server.read(folder, checkpoint)
         return published, published.version
+
+    def judged(self, version: int) -> tuple[Published, int]:
+        """See `Server.judged`; also the version, which says that there is one."""
+        return self._server.judged(version), version

@@ -87,7 +87,7 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
         )
     # The digest holds from here on: what follows is as it was written.
     about = json.loads(header["about"])
-    groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "statistics": {}, "optimizer": {}}
+    groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "statistics": {}, "optimizer": {}, "average": {}}
     for name in sorted(tensors):
         group, rest = name.split("/", 1)
         groups[group][rest] = tensors[name]
@@ -96,7 +96,8 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
         parameter, key = name.rsplit("/", 1)
         optimizer.setdefault(parameter, {})[key] = value
     meta = Meta(groups["parameters"], groups["statistics"], {})
-    return Checkpoint(OuterState(about["version"], meta, optimizer), about["identity"], about["progress"])
+    state = OuterState(about["version"], meta, optimizer, groups["average"])
+    return Checkpoint(state, about["identity"], about["progress"])
 
 
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -112,6 +113,7 @@ def _content_sha256(about: str, tensors: dict[str, Tensor]) -> str:
 def _tensors(state: OuterState) -> dict[str, Tensor]:
     tensors = {f"parameters/{name}": value for name, value in state.meta.parameters.items()}
     tensors |= {f"statistics/{name}": value for name, value in state.meta.statistics.items()}
+    tensors |= {f"average/{name}": value for name, value in state.average.items()}
     for parameter, entries in state.optimizer.items():
         tensors |= {f"optimizer/{parameter}/{key}": value for key, value in entries.items()}
     return {name: value.contiguous() for name, value in tensors.items()}

@@ -38,11 +38,16 @@ class ChunkKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Published:
-    """One version of the meta-parameters, for readers. Never changed, and copied by every reader."""
+    """One version of the meta-parameters, for readers. Never changed, and copied by every reader.
+
+    Attributes:
+        judged: these are the parameters to judge the version by, not those that training goes on from.
+    """
 
     version: int
     parameters: Arrays
     statistics: Arrays
+    judged: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ class OptimizerConfig:
     every: int = 2000
     #: factor of `step`
     factor: float = 0.5
+    #: share of the job's steps, at their end, over which versions are averaged: validation and tests judge the mean
+    #: of these versions' meta-parameters (Polyak & Juditsky, 1992), training goes on from the last; 0 judges the last
+    average: float = 0.0
     #: parameter groups by name pattern
     groups: list[GroupConfig] = field(default_factory=list)
 
@@ -71,6 +74,8 @@ class OptimizerConfig:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError("betas", self.betas, "two numbers from 0 to below 1")
         _check_numbers(self, "lr", "momentum", "weight_decay", "eps", "final", "factor")
+        if not 0 <= self.average <= 1:
+            raise UserError("average", self.average, "a share of the steps, from 0 to 1")
         for name in ("schedule_steps", "every"):
             value = getattr(self, name)
             if value is not None and value < 1:

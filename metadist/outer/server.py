@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -39,11 +39,21 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class OuterState:
-    """The server's whole state after `version` outer steps; a value, never changed."""
+    """The server's whole state after `version` outer steps; a value, never changed.
+
+    Attributes:
+        average: mean of the parameters since `OuterRule.average_after`; empty up to there.
+    """
 
     version: int
     meta: Meta
     optimizer: OptimizerState
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> Meta:
+        """What validation and tests judge: the average where there is one."""
+        return self.meta._replace(parameters=self.average) if self.average else self.meta
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,11 @@ class OuterRule:
     def chunks(self) -> int:
         """Chunks per outer step; the last one may be shorter."""
         return math.ceil(self.tasks / self.chunk)
+
+    @property
+    def average_after(self) -> int:
+        """The version after which versions are averaged."""
+        return self.steps - round(self.optimizer.average * self.steps)
 
     def chunk_tasks(self, version: int, chunk: int) -> range:
         """Indices of the tasks in a chunk of the step that follows `version`."""
@@ -105,8 +120,21 @@ def apply_step(
     keep = rule.statistics_momentum
     statistics = {name: keep * old + (1 - keep) * statistics[name] for name, old in state.meta.statistics.items()}
     meta = state.meta._replace(parameters=parameters, statistics=statistics)
-    after = OuterState(state.version + 1, meta, optimizer)
+    average = _average(rule, state.version + 1, state.average, parameters)
+    after = OuterState(state.version + 1, meta, optimizer, average)
     return after, Update(Verdict.ACCEPTED, after.version, norm, lr)
+
+
+def _average(
+    rule: OuterRule, version: int, average: dict[str, Tensor], parameters: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The plain mean of the versions after `rule.average_after`, with `parameters` the newest of them."""
+    count = version - rule.average_after
+    if count < 1:
+        return {}
+    return {
+        name: value + (average.get(name, value) - value) * ((count - 1) / count) for name, value in parameters.items()
+    }
 
 
 def _verdict(rule: OuterRule, state: OuterState, version: int, payloads: Sequence[Payload]) -> Verdict:
@@ -145,22 +173,28 @@ def euclidean_norm(tensors: dict[str, Tensor]) -> float:
     return math.sqrt(total) if total >= 0 else total
 
 
-def publish(state: OuterState) -> Published:
-    """The state's meta-parameters for readers, in memory that nobody writes to."""
+def publish(state: OuterState, judged: bool = False) -> Published:
+    """The state's meta-parameters for readers, in memory that nobody writes to.
+
+    Args:
+        judged: publish what validation and tests judge instead of what training goes on from.
+    """
+    meta = state.judged if judged else state.meta
     return Published(
         state.version,
-        {name: array.copy() for name, array in to_arrays(state.meta.parameters).items()},
-        {name: array.copy() for name, array in to_arrays(state.meta.statistics).items()},
+        {name: array.copy() for name, array in to_arrays(meta.parameters).items()},
+        {name: array.copy() for name, array in to_arrays(meta.statistics).items()},
+        judged,
     )
 
 
 def own_copy(state: OuterState) -> OuterState:
     """A copy that shares no memory with `state`, for example with a message that it came in."""
-    copies = (to_tensors(to_arrays(group)) for group in (state.meta.parameters, state.meta.statistics))
-    parameters, statistics = copies
+    copies = (to_tensors(to_arrays(group)) for group in (state.meta.parameters, state.meta.statistics, state.average))
+    parameters, statistics, average = copies
     optimizer = {name: to_tensors(to_arrays(tensors)) for name, tensors in state.optimizer.items()}
     meta = state.meta._replace(parameters=parameters, statistics=statistics)
-    return replace(state, meta=meta, optimizer=optimizer)
+    return replace(state, meta=meta, optimizer=optimizer, average=average)
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:

@@ -213,6 +213,23 @@ class ParameterServerContract:
         assert server.outcome(1).verdict is Verdict.ACCEPTED
         assert sha(runtime.get(following)) == meta_sha256(oracle(runtime.experiment, 2).meta)
 
+    def test_judges_the_mean_of_versions(self, runtime: Runtime, server: ParameterServer, folder: RunFolder) -> None:
+        """Where the job says so: the version to judge is not the one that training goes on from."""
+        experiment, name = runtime.experiment, "checkpoints/step-00000004.safetensors"
+        server.start(None, None)
+        for version in range(4):
+            following = self.step(runtime, server, version)
+            server.outcome(version)
+        state = oracle(experiment, 4)
+        assert (meta_sha256(state.judged) != meta_sha256(state.meta)) == (experiment.rule.optimizer.average > 0)
+        server.save(folder, 4, "", {})
+        server.recover()
+        for ref in (server.judged(4), server.read(folder, name)):
+            published: Published = runtime.get(ref)
+            assert (published.version, published.judged) == (4, True)
+            assert sha(published) == meta_sha256(state.judged)
+        assert sha(runtime.get(following)) == meta_sha256(state.meta)
+
     def test_a_broken_checkpoint_is_the_users(
         self, runtime: Runtime, server: ParameterServer, folder: RunFolder
     ) -> None:

@@ -151,13 +151,19 @@ class FakeServer(ParameterServer):
         self._ordered.clear()
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
-        assert self._committed is not None
-        writer = Server(self._experiment)
-        writer.restore(self._committed)
-        return writer.save(folder, version, identity, progress)
+        return self._committed_server().save(folder, version, identity, progress)
 
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
         return there(self._server.read(folder, checkpoint))
+
+    def judged(self, version: int) -> Ref:
+        return there(self._committed_server().judged(version))
+
+    def _committed_server(self) -> Server:
+        assert self._committed is not None
+        server = Server(self._experiment)
+        server.restore(self._committed)
+        return server
 
     def close(self) -> None:
         self._forget()

@@ -45,8 +45,12 @@ def linear_experiment(steps: int = 4, tasks: int = 4, chunk: int = 2, seed: int 
 
 
 def averaging_experiment(steps: int = 4, tasks: int = 5, chunk: int = 2, seed: int = 0) -> Experiment:
-    """The learner `Averaging` under plain SGD of rate 0.5, statistics of momentum 0.75."""
-    rule = OuterRule(RUN, OptimizerConfig(kind="sgd", lr=0.5), steps, tasks, chunk, statistics_momentum=0.75)
+    """The learner `Averaging` under plain SGD of rate 0.5, statistics of momentum 0.75.
+
+    The second half of the versions is judged by the mean of their parameters.
+    """
+    optimizer = OptimizerConfig(kind="sgd", lr=0.5, average=0.5)
+    rule = OuterRule(RUN, optimizer, steps, tasks, chunk, statistics_momentum=0.75)
     return Experiment(SinusoidTasks(), Averaging(), rule, Episode(1, 4, 4), seed)
 
 

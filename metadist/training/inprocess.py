@@ -84,5 +84,8 @@ class InProcessServer(ParameterServer):
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
         return Box(self._server.read(folder, checkpoint))
 
+    def judged(self, version: int) -> Ref:
+        return Box(self._server.judged(version))
+
     def close(self) -> None:
         self._ordered.clear()

@@ -80,7 +80,7 @@ class TrainResult:
         step: the version at the end.
         outcome: `finished`, `stopped` (resumable, before its last step) or `early` (patience).
         tested: which version the tests judged.
-        tested_as: `best on validation` or `last`.
+        tested_as: `best on validation` or `last`, and of which versions the mean was taken.
         tasks_per_second: training tasks over the time spent in steps.
     """
 
@@ -214,8 +214,7 @@ class _Run:
 
     def _validate(self, version: int) -> None:
         assert self.plan.validate is not None
-        strategy, published = self.check.strategy, self.stepper.published
-        result = evaluate(self.dispatcher, self.plan.validate, strategy, published, last_only=True)
+        result = evaluate(self.dispatcher, self.plan.validate, self.check.strategy, self._judged(), last_only=True)
         self.valid = (version, result)
         best = self.progress.best_score is None or result.score > self.progress.best_score
         if best:
@@ -226,6 +225,15 @@ class _Run:
         patience = self.plan.patience
         self.progress.ended_early = patience is not None and self.progress.since_best >= patience
         self.observer.validated(version, result, best)
+
+    def _tested_as(self, version: int) -> str:
+        name = "last" if self.progress.best_version is None else "best on validation"
+        first = self.experiment.rule.average_after + 1
+        return f"{name}, mean of versions {first} to {version}" if version >= first else name
+
+    def _judged(self) -> Ref:
+        averages = self.stepper.version > self.experiment.rule.average_after
+        return self.server.judged(self.stepper.version) if averages else self.stepper.published
 
     def _save(self) -> None:
         version = self.stepper.version
@@ -245,9 +253,8 @@ class _Run:
         if outcome != "stopped" and self.plan.tests:
             best = self.progress.best_version
             tested = self.stepper.version if best is None else best
-            version = self.stepper.published
-            if tested != self.stepper.version:
-                version = self.server.read(self.folder, checkpoint_name(tested))
+            current = tested == self.stepper.version
+            version = self._judged() if current else self.server.read(self.folder, checkpoint_name(tested))
             strategy = self.check.strategy
             if self.plan.validate is not None:
                 valid = evaluate(self.dispatcher, self.plan.validate, strategy, version, with_scratch=True)
@@ -266,11 +273,7 @@ class _Run:
             server_losses=self.stepper.server_losses,
             chunks_redone=self.stepper.redone,
             tested=tested,
-            tested_as=None
-            if tested is None
-            else "last"
-            if self.progress.best_version is None
-            else "best on validation",
+            tested_as=None if tested is None else self._tested_as(tested),
             valid=valid,
             tests=tests,
         )

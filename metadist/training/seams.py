@@ -126,7 +126,11 @@ class ParameterServer(ABC):
 
     @abstractmethod
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
-        """A checkpoint's meta-parameters as a published version; the server's own state stays as it is."""
+        """A checkpoint's meta-parameters as tests judge them; the server's own state stays as it is."""
+
+    @abstractmethod
+    def judged(self, version: int) -> Ref:
+        """The version whose outcome was returned last, as validation and tests judge it."""
 
     @abstractmethod
     def close(self) -> None:

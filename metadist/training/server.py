@@ -68,13 +68,21 @@ class Server:
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
         """Write the state at a version as its checkpoint; returns the sha256 of the meta-parameters."""
-        (state,) = (state for state in self._states if state.version == version)
+        state = self._at(version)
         folder.write(checkpoint_name(version), encode_checkpoint(Checkpoint(state, identity, progress)))
         return meta_sha256(state.meta)
 
+    def judged(self, version: int) -> Published:
+        """A version's meta-parameters as validation and tests judge them."""
+        return publish(self._at(version), judged=True)
+
     def read(self, folder: RunFolder, checkpoint: str) -> Published:
-        """A checkpoint's meta-parameters as a published version."""
-        return publish(self._load(folder, checkpoint))
+        """A checkpoint's meta-parameters as validation and tests judge them."""
+        return publish(self._load(folder, checkpoint), judged=True)
+
+    def _at(self, version: int) -> OuterState:
+        (state,) = (state for state in self._states if state.version == version)
+        return state
 
     def _load(self, folder: RunFolder, checkpoint: str) -> OuterState:
         path = f"{folder.location}/{checkpoint}"

@@ -118,7 +118,7 @@ class Worker:
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
         experiment.learner.network.module.to(device)  # its buffers; weights come with each version
-        self._version: tuple[int, Meta] | None = None
+        self._version: tuple[tuple[int, bool], Meta] | None = None
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
         """Do one piece of work at a published version."""
@@ -133,8 +133,9 @@ class Worker:
         return None, self._evaluate(work, meta)
 
     def _meta(self, published: Published) -> Meta:
-        if self._version is None or self._version[0] != published.version:
-            self._version = (published.version, to_meta(published, {}, self.device))
+        key = (published.version, published.judged)
+        if self._version is None or self._version[0] != key:
+            self._version = (key, to_meta(published, {}, self.device))
         return self._version[1]
 
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:

@@ -22,6 +22,7 @@ def job(tmp_path: Path, *overrides: str) -> Job:
         [
             f"steps={STEPS}",
             "model.width=8",
+            "optimizer.average=0.5",
             "checkpoint.every=5",
             "evaluation.test_tasks=16",
             "tracking.uri=none",

@@ -68,6 +68,7 @@ SETTINGS = [
     (["tasks.chunk=5"], "tasks.chunk", "5", "at most tasks.batch = 4"),
     (["optimizer.betas=[0.9]"], "optimizer.betas", "[0.9]", "two numbers from 0 to below 1"),
     (["optimizer.betas=[0.9, 1]"], "optimizer.betas", "[0.9, 1.0]", "two numbers from 0 to below 1"),
+    (["optimizer.average=2"], "optimizer.average", "2", "a share of the steps, from 0 to 1"),
     (["optimizer.clip=0"], "optimizer.clip", "0", "or null"),
     (["server.statistics_momentum=1"], "server.statistics_momentum", "1.0", "below 1"),
     (["resources.workers=0"], "resources.workers", "0", "at least 1"),

@@ -28,9 +28,9 @@ def tensors() -> Callable[[int], dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def state(tensors: Callable) -> OuterState:
-    """Version 3, with Adam's state and one statistic."""
+    """Version 3, with Adam's state, one statistic, and an average of versions."""
     optimizer = {
         name: {"step": torch.tensor(3.0), "exp_avg": value, "exp_avg_sq": value**2}
         for name, value in tensors(1).items()
     }
-    return OuterState(3, Meta(tensors(0), {"mean": torch.tensor([1.0, -2.0])}, {}), optimizer)
+    return OuterState(3, Meta(tensors(0), {"mean": torch.tensor([1.0, -2.0])}, {}), optimizer, tensors(2))

@@ -48,6 +48,7 @@ def test_comes_back_to_the_bit(checkpoint: Checkpoint, data: bytes) -> None:
     assert (back.state.version, back.identity, back.progress) == (3, "identity of the job", PROGRESS)
     assert meta_sha256(back.state.meta) == meta_sha256(state.meta)
     assert back.state.optimizer.keys() == state.optimizer.keys()
+    assert tensors_sha256(back.state.average) == tensors_sha256(state.average)
     for name, entries in state.optimizer.items():
         assert tensors_sha256(back.state.optimizer[name]) == tensors_sha256(entries)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from metadist.errors import UserError
 from metadist.learners import Meta
@@ -75,6 +76,34 @@ def test_clipping_by_hand(clip: float | None, factor: float) -> None:
     after, update = apply_step(rule, simple(0.0, 0.0), 3, STEP)
     assert after.meta.parameters["w"].tolist() == pytest.approx([-2 * factor, -factor], rel=1e-6)
     assert update.gradient_norm == pytest.approx(math.sqrt(5), rel=1e-12), "the norm is that before clipping"
+
+
+def test_versions_are_averaged_as_torch_does() -> None:
+    """Against `torch.optim.swa_utils`; of ten steps, those after the sixth."""
+    rule = dataclasses.replace(RULE, optimizer=OptimizerConfig(kind="adam", lr=0.1, average=0.4))
+    state = OuterState(0, Meta({"w": torch.tensor([10.0, 20.0])}, {}, {}), {})
+    reference = AveragedModel(torch.nn.ParameterList([torch.zeros(2)]))
+    for version in range(10):
+        state, _ = apply_step(
+            rule, state, version, [dataclasses.replace(p, key=p.key._replace(version=version)) for p in STEP]
+        )
+        if version < 6:
+            assert state.average == {}
+            assert state.judged is state.meta
+            continue
+        reference.update_parameters(torch.nn.ParameterList([state.meta.parameters["w"].clone()]))
+        (expected,) = reference.module
+        assert state.judged.parameters["w"].tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+        assert state.version == 7 or not torch.equal(state.judged.parameters["w"], state.meta.parameters["w"])
+
+
+def test_the_mean_of_versions_by_hand() -> None:
+    """The step of (2, 1) from (8, 4): versions (6, 3), (4, 2); the first step is not averaged."""
+    rule = dataclasses.replace(RULE, steps=5, optimizer=OptimizerConfig(kind="sgd", lr=1.0, average=0.4))
+    state, _ = apply_step(rule, simple(8.0, 4.0), 3, STEP)
+    state, _ = apply_step(rule, state, 4, [dataclasses.replace(p, key=p.key._replace(version=4)) for p in STEP])
+    assert state.meta.parameters["w"].tolist() == [4.0, 2.0]
+    assert state.judged.parameters["w"].tolist() == [5.0, 2.5]
 
 
 def test_chunks_are_added_in_their_order() -> None:

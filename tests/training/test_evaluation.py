@@ -48,6 +48,19 @@ def interval(values: list[float]) -> tuple[float, float]:
     return (low + high) / 2, (high - low) / 2
 
 
+def test_a_version_and_its_mean_are_not_mistaken_for_each_other() -> None:
+    """A worker keeps the version that it copied last: the number alone does not say which parameters."""
+    experiment = sinusoid_experiment()
+    meta = experiment.initial()
+    state = OuterState(3, meta, {}, {name: 2 * value for name, value in meta.parameters.items()})
+    dispatcher = Dispatcher(InProcessPool(experiment, CPU), 1.0, print)
+    losses = [
+        evaluate(dispatcher, plan(experiment), "loop", Box(publish(state, judged))).loss for judged in (False, True)
+    ]
+    assert losses[0] == judge(experiment, meta).loss
+    assert losses[1] == judge(experiment, state.judged).loss != losses[0]
+
+
 def test_mean_and_interval() -> None:
     # t of 3 degrees of freedom: 3.182446; standard deviation 1.290994 of 1, 2, 3, 4.
     assert mean_and_ci95(np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx(
