@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from metadist.distributed.local_cluster import use_local_cluster
 from metadist.errors import UserError
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -82,6 +83,10 @@ def _ensure_token() -> None:
 
 
 def _connect(address: str) -> None:
+    local = use_local_cluster(address)
+    if local is not None:
+        address = local.address
+
     import ray
     from ray.exceptions import RayError
 
@@ -95,7 +100,7 @@ def _connect(address: str) -> None:
         raise UserError(
             "--address",
             address,
-            "the address of a running Ray cluster (HOST:PORT, or auto)",
+            "the address of a running Ray cluster (HOST:PORT, local or auto)",
             f"Nothing usable answers there ({str(error).strip().splitlines()[0][:200]}). "
             "Leave --address out for an embedded Ray.",
         ) from error
