@@ -7,7 +7,9 @@ import logging
 import math
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,7 @@ def ray_session(address: str | None, cpus: float, gpus: float = 0, pretend_gpus:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is None:
         _ensure_token()
         ray.init(
@@ -55,6 +58,9 @@ def ray_session(address: str | None, cpus: float, gpus: float = 0, pretend_gpus:
         )
     else:
         _connect(address)
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        # Ray has put a handler of its own there, which would end a run without a checkpoint.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         _check_gpus(gpus, address or "this machine")
         yield
