@@ -60,7 +60,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:  # the last place where it can be said in one line
-        _fail(f"{type(error).__name__}: {error}", debug, 1)
+        notes = [] if debug else getattr(error, "__notes__", [])  # a traceback shows them itself
+        _fail("\n".join([f"{type(error).__name__}: {error}", *notes]), debug, 1)
 
 
 def _fail(text: str, debug: bool, code: int) -> None:

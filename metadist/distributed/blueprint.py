@@ -20,12 +20,14 @@ class Blueprint:
         threads: CPU threads of every process that touches numbers.
         gpus: GPUs per worker.
         fault: called at named points of the actor's work; `None` outside of tests.
+        run: id of the run, under which the actors' logs are kept.
     """
 
     build: Callable[[], Experiment]
     threads: int
     gpus: float = 0
     fault: FaultHook | None = None
+    run: str = "run"
 
     def reach(self, point: str, version: int) -> None:
         """The actor's work has come to a named point."""

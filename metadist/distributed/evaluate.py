@@ -9,6 +9,7 @@ from typing import Any
 
 from metadist import config
 from metadist.config import Job
+from metadist.distributed.logs import RunLogs
 from metadist.distributed.run import RunOptions, evaluation_plan, open_run
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
@@ -60,7 +61,8 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
     experiment.distribution.check(request.split, episode)
     steps = experiment.learner.eval_steps if request.steps is None else request.steps
     plan = evaluation_plan(job, request.split, request.tasks or job.evaluation.test_tasks, episode, steps)
-    with open_runtime(placed, "evaluation", experiment, options.address, options.fault) as (pool, server):
+    runtime = open_runtime(placed, "evaluation", experiment, options.address, options.fault)
+    with RunLogs("evaluation"), runtime as (pool, server):
         published = server.read(folder, name)
         dispatcher = Dispatcher(pool, job.resources.timeout, display.say)
         (check,) = dispatcher.run_all([CheckWork(plan.split, plan.seed, episode)], published)

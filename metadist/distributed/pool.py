@@ -47,7 +47,7 @@ class RayPool(WorkerPool):
             self._start()
 
     def _start(self) -> None:
-        actor = self._actor.remote(self._blueprint)
+        actor = self._actor.remote(self._blueprint, self._next)
         self._members[self._next] = _Member(actor, actor.ready.remote())
         self._next += 1
 

@@ -18,6 +18,7 @@ import metadist
 from metadist import config
 from metadist.config import Job
 from metadist.distributed.blueprint import FaultHook
+from metadist.distributed.logs import RunLogs
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
 from metadist.outer import Experiment, OuterState, decode_checkpoint
@@ -206,9 +207,10 @@ def _run(
     start = checkpoint_version(resume) if resume else 0
     status: RunEnd = "FAILED"
     runtime = open_runtime(prepared.placed, run, prepared.experiment, options.address, options.fault)
-    with tempfile.TemporaryDirectory(prefix="metadist-") as scratch, runtime as seams:
+    with tempfile.TemporaryDirectory(prefix="metadist-") as scratch, RunLogs(run) as logs, runtime as seams:
         # Only now is there anything to write down: a job that cannot start leaves nothing behind.
         held = _hold(folder, job, resume)
+        logs.keep_in(held)
         tracker.start(run, _flat(config.job_dict(job)), _tags(), about.get("mlflow_run_id"))
         tracker.text("job.yaml", config.dump_job(job))
         recorder = Recorder(held, tracker, display, start, about, job.tasks.batch)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from metadist.config import Job, build_experiment
+from metadist.distributed import logs
 from metadist.distributed.blueprint import Blueprint, FaultHook
 from metadist.errors import UserError
 from metadist.outer import Experiment
@@ -50,7 +51,7 @@ def open_runtime(
     cpus = resources.workers * resources.cpus_per_worker
     with ray_session(address, cpus, resources.workers * resources.gpus_per_worker):
         blueprint = Blueprint(
-            functools.partial(build_experiment, job, run), resources.threads, resources.gpus_per_worker, fault
+            functools.partial(build_experiment, job, run), resources.threads, resources.gpus_per_worker, fault, run
         )
         server = RayServer(blueprint, resources.timeout)
         pool = RayPool(blueprint, resources.workers, resources.cpus_per_worker)
@@ -59,3 +60,4 @@ def open_runtime(
         finally:
             pool.close()
             server.close()
+            logs.settle()

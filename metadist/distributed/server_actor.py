@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metadist.distributed.blueprint import Blueprint
+from metadist.distributed.logs import name_this_process
 from metadist.outer import OuterState, Payload, Published, Update, own_copy
 from metadist.training.machine import set_threads
 from metadist.training.run_folder import RunFolder
@@ -19,6 +20,7 @@ class ServerActor:
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
+        name_this_process(blueprint.run, "server")
         set_threads(blueprint.threads)
         self._blueprint = blueprint
         self._server = Server(blueprint.build())

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metadist.distributed.local_cluster import use_local_cluster
+from metadist.distributed.logs import streaming
 from metadist.errors import UserError
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -51,7 +52,7 @@ def ray_session(address: str | None, cpus: float, gpus: float = 0, pretend_gpus:
             num_cpus=max(1, math.ceil(cpus)),
             num_gpus=pretend_gpus,
             include_dashboard=False,
-            log_to_driver=False,
+            log_to_driver=True,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
             configure_logging=True,
@@ -61,11 +62,12 @@ def ray_session(address: str | None, cpus: float, gpus: float = 0, pretend_gpus:
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         # Ray has put a handler of its own there, which would end a run without a checkpoint.
         signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        _check_gpus(gpus, address or "this machine")
-        yield
-    finally:
-        ray.shutdown()
+    with streaming():
+        try:
+            _check_gpus(gpus, address or "this machine")
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _check_gpus(gpus: float, where: str) -> None:
@@ -101,7 +103,7 @@ def _connect(address: str) -> None:
             # Ray itself would try for minutes.
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=True, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise UserError(
             "--address",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from metadist.distributed.blueprint import Blueprint
+from metadist.distributed.logs import name_this_process
 from metadist.outer import Payload, Published
 from metadist.training.machine import fingerprint, make_deterministic, pick_device, set_threads
 from metadist.training.work import GradientWork, Report, Work, Worker
@@ -13,7 +14,8 @@ from metadist.training.work import GradientWork, Report, Work, Worker
 class WorkerActor:
     """Samples its own tasks, adapts on its own device, and returns a chunk's sums by reference."""
 
-    def __init__(self, blueprint: Blueprint) -> None:
+    def __init__(self, blueprint: Blueprint, number: int) -> None:
+        name_this_process(blueprint.run, f"worker-{number}")
         set_threads(blueprint.threads)
         self._blueprint = blueprint
         self._device = pick_device(blueprint.gpus)
