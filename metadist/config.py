@@ -55,20 +55,50 @@ def _at_least(config: object, **least: float) -> None:
 
 
 @dataclass(frozen=True)
+class WorkersConfig:
+    """A number of workers that may change while the job runs."""
+
+    #: fewest worker actors that the job goes on with
+    min: int
+    #: most worker actors; what the cluster has no room for yet is waited for without holding up the others
+    max: int
+
+    def __post_init__(self) -> None:
+        _at_least(self, min=1)
+        if self.max < self.min:
+            raise UserError("max", self.max, f"at least min = {self.min}")
+
+
+@dataclass(frozen=True)
 class ResourcesConfig:
     """What runs the job; placement, so it never changes a result."""
 
-    #: worker actors
-    workers: int = 2
+    #: worker actors; or {min, max}: as many as the cluster has room for, between chunks one more or one less
+    workers: int | WorkersConfig = 2
     #: CPUs that each worker reserves; its CPU threads are this number rounded down, at least 1
     cpus_per_worker: float = 1.0
     #: GPUs that each worker reserves; fractions share one
     gpus_per_worker: float = 0.0
     #: seconds within which some worker must finish something, and the server must answer
     timeout: float = 300.0
+    #: that paths of `storage` and `tracking.uri` without a scheme are on a disk that every node sees, or are meant to
+    #: be the driver's: a cluster of several nodes wants to hear it
+    shared_storage: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(self, workers=1, cpus_per_worker=0, gpus_per_worker=0, timeout=1)
+        _at_least(self, cpus_per_worker=0, gpus_per_worker=0, timeout=1)
+        if isinstance(self.workers, int):
+            _at_least(self, workers=1)
+
+    @property
+    def least(self) -> int:
+        """The fewest workers that the job goes on with."""
+        return self.workers.min if isinstance(self.workers, WorkersConfig) else 1
+
+    @property
+    def most(self) -> int:
+        """The workers that are started where there is room."""
+        return self.workers.max if isinstance(self.workers, WorkersConfig) else self.workers
 
     @property
     def threads(self) -> int:
@@ -147,10 +177,7 @@ class Job:
 
     def __post_init__(self) -> None:
         _at_least(self, seed=0, steps=1)
-        if not self.name.isprintable() or "/" in self.name or self.name.startswith((".", " ")) or not self.name:
-            raise UserError("name", self.name, "printable text without '/' that does not begin with '.' or a space")
-        if len(self.name.encode()) > MAX_NAME:
-            raise UserError("name", self.name, f"at most {MAX_NAME} bytes, for it becomes the name of a folder")
+        check_name("name", self.name)
         if not self.storage.strip() or self.storage.endswith("://"):
             raise UserError("storage", self.storage, "a folder or a URI", "For example runs.")
         train_ways = self.tasks.train_ways
@@ -168,13 +195,21 @@ class Job:
     def warnings(self) -> list[str]:
         """What is allowed but hardly meant, in sentences."""
         chunks = -(-self.tasks.batch // self.tasks.chunk)
-        if self.runtime == "ray" and self.resources.workers > chunks:
+        if self.runtime == "ray" and self.resources.most > chunks:
             return [
-                f"resources.workers = {self.resources.workers}, but a meta-batch of {self.tasks.batch} tasks has "
+                f"resources.workers = {self.resources.most}, but a meta-batch of {self.tasks.batch} tasks has "
                 f"{chunks} chunks of tasks.chunk = {self.tasks.chunk}: some workers will wait. "
                 "Lower tasks.chunk (it changes the bits of a run) or use fewer workers."
             ]
         return []
+
+
+def check_name(field: str, name: str) -> None:
+    """Raise `UserError` for a name that cannot be that of a folder."""
+    if not name.isprintable() or "/" in name or name.startswith((".", " ")) or not name:
+        raise UserError(field, name, "printable text without '/' that does not begin with '.' or a space")
+    if len(name.encode()) > MAX_NAME:
+        raise UserError(field, name, f"at most {MAX_NAME} bytes, for it becomes the name of a folder")
 
 
 class _Loader(yaml.SafeLoader):
@@ -296,6 +331,9 @@ def _parse(kind: Any, content: Any, path: str) -> Any:
 
 def _parse_value(hint: Any, value: Any, place: str) -> Any:
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, Mapping) and not dataclasses.is_dataclass(members[0]):  # a section in place of a number
+        for section in filter(dataclasses.is_dataclass, members):
+            return _parse(section, value, place)
     if dataclasses.is_dataclass(members[0]):
         return _parse(members[0] if len(members) == 1 else _by_kind(members, value, place), value, place)
     if typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
@@ -328,6 +366,8 @@ def _short(value: Any) -> Any:
 
 def describe_type(hint: Any) -> str:
     """A type in words."""
+    if dataclasses.is_dataclass(hint):
+        return "{" + ", ".join(part.name for part in dataclasses.fields(hint)) + "}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     if hint in words:
         return words[hint]

@@ -61,7 +61,9 @@ def train_command(
     steps: int | None = typer.Option(None, help="Outer steps (steps)."),
     storage: str | None = typer.Option(None, help="Where the run's folder is made (storage)."),
     name: str | None = typer.Option(None, help="The run's name (name)."),
+    run: str | None = typer.Option(None, help="Name of the run's folder; a run that is there goes on."),
     address: str | None = typer.Option(None, help="A Ray cluster's address; an embedded Ray without it."),
+    shared_storage: bool = typer.Option(False, help="Local paths are seen by all nodes (resources.shared_storage)."),
     stop_after: int | None = typer.Option(None, help="Stop after this step with a checkpoint; resumable."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of stdout."),
     fault: str | None = typer.Option(None, hidden=True),
@@ -71,22 +73,26 @@ def train_command(
         raise UserError("JOB", job, "a job file, or --resume RUN_DIR, and not both")
     if stop_after is not None and stop_after < 1:
         raise UserError("--stop-after", stop_after, "a step of at least 1")
-    shorthands = {"resources.workers": workers, "steps": steps, "storage": storage, "name": name}
+    if run is not None and resume is not None:
+        raise UserError("--run", run, "no --resume beside it", "Each of them names the run's folder: leave one out.")
+    shorthands = {
+        "resources.workers": workers,
+        "resources.shared_storage": shared_storage or None,
+        "steps": steps,
+        "storage": storage,
+        "name": name,
+    }
     given = {key: json.dumps(value, ensure_ascii=False) for key, value in shorthands.items() if value is not None}
     every = [*overrides, *(f"{key}={value}" for key, value in given.items())]
-    summary, code = _train(job, resume, every, address, stop_after, fault)
+    options = {"address": address, "run": run, "stop_after": stop_after, "fault": parse_fault(fault) if fault else None}
+    summary, code = _train(job, resume, every, options)
     if as_json:
         typer.echo(json_line(summary))
     raise typer.Exit(code)
 
 
 def _train(
-    path: str | None,
-    resume: str | None,
-    overrides: list[str],
-    address: str | None,
-    stop_after: int | None,
-    fault: str | None,
+    path: str | None, resume: str | None, overrides: list[str], given: dict[str, Any]
 ) -> tuple[dict[str, Any], int]:
     job = load_job(path, overrides) if path is not None else None
     from metadist.distributed.run import RunOptions, open_run, resume_run, train_job
@@ -94,8 +100,7 @@ def _train(
     known = job if job is not None else open_run(str(resume))[1]
     with Display(known.steps, known.tasks.batch) as display, image_progress() as progress:
         stop = Stop(display)
-        hook = parse_fault(fault) if fault else None
-        options = RunOptions(address, stop_after, stop, hook, progress)
+        options = RunOptions(**given, stop=stop, data_progress=progress)
         with stop.listening():
             if job is not None:
                 summary = train_job(job, display, options)

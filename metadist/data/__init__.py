@@ -6,7 +6,9 @@ and test. Importing this loads neither torch nor an image library.
 
 from metadist.data.cache import resolve_store
 from metadist.data.config import AugmentConfig, DataConfig, SplitConfig
+from metadist.data.fetch import fetched_store, keep_store, read_store
 from metadist.data.info import describe
+from metadist.data.locations import cache_folder
 from metadist.data.prepare import prepare
 from metadist.data.splits import check_examples, split_classes
 from metadist.data.statistics import pixel_statistics
@@ -17,11 +19,15 @@ __all__ = [
     "ClassStore",
     "DataConfig",
     "SplitConfig",
+    "cache_folder",
     "check_examples",
     "describe",
+    "fetched_store",
     "is_store",
+    "keep_store",
     "pixel_statistics",
     "prepare",
+    "read_store",
     "resolve_store",
     "split_classes",
 ]

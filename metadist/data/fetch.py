@@ -1,7 +1,8 @@
-"""Fetching a store from a URI into the cache."""
+"""Stores that come from elsewhere: from a URI, or from another node in pieces. The cache has each of them once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,45 @@ def fetch_store(uri: str, cache: Path) -> ClassStore:
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(uri, error) from error
     manifest = parse_manifest(text, f"{uri.rstrip('/')}/{MANIFEST_NAME}")
-    target = cache / f"fetched-{manifest['sha256']}"
+    return _keep(manifest["sha256"], text, _read(uri, filesystem, f"{path.rstrip('/')}/{PIXELS_NAME}"), cache, uri)
+
+
+def fetched_store(sha256: str, cache: Path) -> Path | None:
+    """The folder of the store with this content in `cache`, if it came there from elsewhere."""
+    target = _target(sha256, cache)
+    return target if is_store(target) else None
+
+
+def read_store(folder: Path, size: int) -> tuple[bytes, Iterator[bytes]]:
+    """A store's files, to be sent: its manifest, and its pixels in pieces of at most `size` bytes."""
+
+    def pieces() -> Iterator[bytes]:
+        with open(folder / PIXELS_NAME, "rb") as file:
+            while piece := file.read(size):
+                yield piece
+
+    return (folder / MANIFEST_NAME).read_bytes(), pieces()
+
+
+def keep_store(manifest: bytes, pixels: Iterable[bytes], cache: Path, origin: str) -> ClassStore:
+    """A store that was sent, put into `cache` unless it is there; `pixels` is then not read.
+
+    Args:
+        manifest, pixels: as `read_store` gave them.
+        origin: where it came from, for messages.
+
+    Raises:
+        UserError: it arrived damaged, or the cache cannot be written.
+    """
+    return _keep(parse_manifest(manifest, f"{origin}/{MANIFEST_NAME}")["sha256"], manifest, pixels, cache, origin)
+
+
+def _target(sha256: str, cache: Path) -> Path:
+    return cache / f"fetched-{sha256}"
+
+
+def _keep(sha256: str, manifest: bytes, pixels: Iterable[bytes], cache: Path, origin: str) -> ClassStore:
+    target = _target(sha256, cache)
     if is_store(target):
         return ClassStore.open(target)
     with file_lock(cache / f".{target.name}.lock", "data.cache"):
@@ -45,9 +84,10 @@ def fetch_store(uri: str, cache: Path) -> ClassStore:
             return ClassStore.open(target)
         remove_partials(target)
         with partial_folder(target) as folder:
-            (folder / MANIFEST_NAME).write_bytes(text)
-            _copy(uri, filesystem, f"{path.rstrip('/')}/{PIXELS_NAME}", folder / PIXELS_NAME)
-            _check(uri, folder)
+            (folder / MANIFEST_NAME).write_bytes(manifest)
+            with open(folder / PIXELS_NAME, "wb") as file:
+                file.writelines(pixels)
+            _check(origin, folder)
             sync_folder(folder)
             place_folder(folder, target)
     return ClassStore.open(target)
@@ -66,21 +106,14 @@ def _connect(uri: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _copy(uri: str, filesystem: Any, path: str, target: Path) -> None:
-    """Copy a remote file. Errors of reading name the URI; those of writing are left to `partial_folder`."""
+def _read(uri: str, filesystem: Any, path: str) -> Iterator[bytes]:
+    """A remote file in pieces. Errors of reading name the URI; those of writing are left to `partial_folder`."""
     try:
-        stream = filesystem.open_input_stream(path)
+        with filesystem.open_input_stream(path) as stream:
+            while piece := stream.read(_CHUNK):
+                yield piece
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(uri, error) from error
-    with stream, open(target, "wb") as file:
-        while True:
-            try:
-                chunk = stream.read(_CHUNK)
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(uri, error) from error
-            if not chunk:
-                return
-            file.write(chunk)
 
 
 def _check(uri: str, folder: Path) -> None:

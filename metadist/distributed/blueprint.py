@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from metadist.distributed.store_place import StorePlace
 from metadist.outer import Experiment
 
 #: called by an actor at named points of its work with (point, version); tests injure actors here
@@ -21,13 +22,19 @@ class Blueprint:
         gpus: GPUs per worker.
         fault: called at named points of the actor's work; `None` outside of tests.
         run: id of the run, under which the actors' logs are kept.
+        store: where the actor's node finds the job's data, which `build` is then given as `store`.
     """
 
-    build: Callable[[], Experiment]
+    build: Callable[..., Experiment]
     threads: int
     gpus: float = 0
     fault: FaultHook | None = None
     run: str = "run"
+    store: StorePlace | None = None
+
+    def experiment(self) -> Experiment:
+        """Build the actor's part."""
+        return self.build() if self.store is None else self.build(store=self.store.here())
 
     def reach(self, point: str, version: int) -> None:
         """The actor's work has come to a named point."""

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from metadist.distributed.blueprint import Blueprint
+from metadist.distributed.store_place import Parcel
 from metadist.distributed.worker_actor import WorkerActor
 from metadist.training.seams import Done, Event, Joined, Lost, PoolError, Ref, Voided, WorkerPool
 from metadist.training.work import Work
@@ -21,7 +22,10 @@ START_TRIES = 3
 @dataclass
 class _Member:
     actor: Any
-    ready: Any
+    #: whether its node lacks the job's data; answered before it is told to get ready
+    lacks: Any
+    ready: Any = None
+    joined: bool = False
     pid: int | None = None
     reports: dict[Any, int] = field(default_factory=dict)
 
@@ -42,13 +46,14 @@ class RayPool(WorkerPool):
         self._blueprint, self._cpus = blueprint, cpus
         self._members: dict[int, _Member] = {}
         self._next = 0
+        self._packed: Parcel | None = None
         self._failed_starts = 0
         for _ in range(workers):
             self._start()
 
     def _start(self) -> None:
         actor = self._actor.remote(self._blueprint, self._next)
-        self._members[self._next] = _Member(actor, actor.ready.remote())
+        self._members[self._next] = _Member(actor, actor.lacks_store.remote())
         self._next += 1
 
     def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
@@ -62,7 +67,7 @@ class RayPool(WorkerPool):
     def wait(self, timeout: float) -> list[Event]:
         deadline = time.monotonic() + timeout
         while True:
-            refs = {ref: name for name, m in self._members.items() for ref in (*m.reports, m.ready) if ref}
+            refs = {ref: name for name, m in self._members.items() for ref in (*m.reports, m.lacks, m.ready) if ref}
             if not refs:
                 raise TimeoutError("no worker has any work")
             found, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
@@ -73,38 +78,43 @@ class RayPool(WorkerPool):
             for ref in found:
                 name = refs[ref]
                 if name in self._members:  # not lost by an event before this one
-                    events.append(self._event(name, self._members[name], ref))
+                    event = self._event(name, self._members[name], ref)
+                    events += [] if event is None else [event]
             if events:
                 return events
 
-    def _event(self, name: int, member: _Member, ref: Any) -> Event:
+    def _event(self, name: int, member: _Member, ref: Any) -> Event | None:
         try:
             value = ray.get(ref, timeout=60)
         except RayTaskError as error:
-            if isinstance(error.cause, RayActorError | ObjectLostError) and ref is not member.ready:
+            if isinstance(error.cause, RayActorError | ObjectLostError) and member.joined:
                 return Voided(name, member.reports.pop(ref))
             raise PoolError(f"worker {name} failed: {error.cause!r}\n{error}") from error
         except ObjectLostError:
             return Voided(name, member.reports.pop(ref))
         except RayError as error:  # the actor died, ran out of memory, or does not answer
             return self._lose(name, member, error)
+        if ref is member.lacks:
+            member.lacks, member.ready = None, member.actor.ready.remote(self._parcel() if value else None)
+            return None
         if ref is member.ready:
-            member.ready, self._failed_starts = None, 0
+            member.ready, member.joined, self._failed_starts = None, True, 0
             seen, member.pid = value
             return Joined(name, seen)
         return Done(name, member.reports.pop(ref), value)
 
     def _lose(self, name: int, member: _Member, error: RayError) -> Event:
-        if member.ready is not None:
+        if not member.joined:
             self._failed_starts += 1
             if self._failed_starts >= START_TRIES:
                 raise PoolError(f"{START_TRIES} workers in a row died while they started: {error}") from error
         del self._members[name]
+        ray.kill(member.actor)  # it may live on where it cannot be reached
         self._start()
         return Lost(name, tuple(member.reports.values()), f"process {member.pid}: {type(error).__name__}")
 
     def _stuck(self, timeout: float) -> str:
-        waiting = [name for name, member in self._members.items() if member.ready is not None]
+        waiting = [name for name, member in self._members.items() if not member.joined]
         have, free = ray.cluster_resources(), ray.available_resources()
         if len(waiting) == len(self._members):
             return (
@@ -112,7 +122,15 @@ class RayPool(WorkerPool):
                 f"{self._blueprint.gpus:g} GPUs; the cluster has {have.get('CPU', 0):g} CPUs "
                 f"({free.get('CPU', 0):g} free) and {have.get('GPU', 0):g} GPUs"
             )
-        return f"no worker finished anything within {timeout:g} s"
+        missing = f"; {len(waiting)} of {len(self._members)} could not be started" if waiting else ""
+        return f"no worker finished anything within {timeout:g} s{missing}"
+
+    def _parcel(self) -> Parcel:
+        """The job's data for other nodes; made when the first of them asks for it."""
+        if self._packed is None:
+            assert self._blueprint.store is not None
+            self._packed = self._blueprint.store.pack()
+        return self._packed
 
     def close(self) -> None:
         members, self._members = self._members, {}

@@ -16,7 +16,7 @@ from typing import Any
 
 import metadist
 from metadist import config
-from metadist.config import Job
+from metadist.config import Job, check_name
 from metadist.distributed.blueprint import FaultHook
 from metadist.distributed.logs import RunLogs
 from metadist.distributed.runtime import open_runtime
@@ -41,6 +41,7 @@ class RunOptions:
 
     Attributes:
         address: a Ray cluster's; `None` starts an embedded one.
+        run: name of the run's folder in the job's storage, and its id; a run that is there goes on.
         stop_after: end after this step with a checkpoint.
         stop: asked after every step; true ends the run with a checkpoint.
         fault: called at named points of the actors' work; for tests.
@@ -48,6 +49,7 @@ class RunOptions:
     """
 
     address: str | None = None
+    run: str | None = None
     stop_after: int | None = None
     stop: Callable[[], bool] = lambda: False
     fault: FaultHook | None = None
@@ -67,11 +69,17 @@ class _Prepared:
 
 
 def train_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any]:
-    """Train a job from its start in a run folder of its own; returns the summary."""
+    """Train a job in a run folder of its own, from its start or from where `options.run` was; returns the summary."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    run = f"{job.name}-{stamp}-{secrets.token_hex(2)}"
-    prepared = _prepare(config.anchored(job), run, display, options)
+    run = options.run if options.run is not None else f"{job.name}-{stamp}-{secrets.token_hex(2)}"
     folder = RunFolder(f"{os.path.expanduser(job.storage).rstrip('/')}/{run}")
+    job = config.anchored(job)
+    if options.run is not None:
+        check_name("--run", run)
+        folder.check_free()
+        if folder.exists("run.json") and folder.checkpoints():
+            return resume_run(folder.location, lambda _: job, display, options)
+    prepared = _prepare(job, run, display, options)
     about = {
         "run": run,
         "metadist": metadist.__version__,
@@ -93,10 +101,10 @@ def resume_run(location: str, place: Callable[[Job], Job], display: Observer, op
     if prepared.sha != about["identity_sha256"]:
         fields = config.changed_fields(about["identity"], prepared.identity)
         raise UserError(
-            "--resume",
+            "--run" if options.run else "--resume",
             location,
             f"the same job; changed: {', '.join(fields) or 'the way identities are made'}",
-            "A resume may change placement only (resources, storage, tracking, runtime). Start a new run instead.",
+            "A run goes on with another placement only (resources, storage, tracking, runtime); or start a new one.",
         )
     names = folder.checkpoints()
     if not names:
@@ -188,6 +196,7 @@ def _plan(prepared: _Prepared, options: RunOptions) -> TrainPlan:
         keep=job.checkpoint.keep,
         identity=prepared.sha,
         deadline=job.resources.timeout,
+        least=job.resources.least if job.runtime == "ray" else 1,
         stop_after=options.stop_after,
         patience=job.evaluation.patience,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from metadist.config import Job, build_experiment
 from metadist.distributed import logs
@@ -44,20 +46,36 @@ def open_runtime(
         yield pool, server
         return
     # Ray is imported late: what runs in process does not need it.
+    from metadist.distributed.places import check_places
     from metadist.distributed.pool import RayPool
     from metadist.distributed.server import RayServer
     from metadist.distributed.session import ray_session
+    from metadist.distributed.store_place import store_place
 
-    cpus = resources.workers * resources.cpus_per_worker
-    with ray_session(address, cpus, resources.workers * resources.gpus_per_worker):
+    cpus = resources.most * resources.cpus_per_worker
+    wanted = resources.most if isinstance(resources.workers, int) else resources.least
+    with ray_session(address, cpus, wanted * resources.gpus_per_worker):
+        check_places(job)
         blueprint = Blueprint(
-            functools.partial(build_experiment, job, run), resources.threads, resources.gpus_per_worker, fault, run
+            functools.partial(_build, job, run),
+            resources.threads,
+            resources.gpus_per_worker,
+            fault,
+            run,
+            store_place(job),
         )
         server = RayServer(blueprint, resources.timeout)
-        pool = RayPool(blueprint, resources.workers, resources.cpus_per_worker)
+        pool = RayPool(blueprint, resources.most, resources.cpus_per_worker)
         try:
             yield pool, server
         finally:
             pool.close()
             server.close()
             logs.settle()
+
+
+def _build(job: Job, run: str, store: Path | None = None) -> Experiment:
+    """In an actor: the job's experiment, with its data where this node has it."""
+    if store is not None:
+        job = replace(job, data=replace(job.data, source=str(store)))
+    return build_experiment(job, run)

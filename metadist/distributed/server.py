@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.server_actor import ServerActor
@@ -31,7 +32,11 @@ class RayServer(ParameterServer):
     """
 
     def __init__(self, blueprint: Blueprint, deadline: float) -> None:
-        self._actor_class = ray.remote(ServerActor).options(num_cpus=0, max_restarts=0, max_task_retries=0)
+        # On the driver's own node: it writes the run folder, which may be on a disk of that node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor_class = ray.remote(ServerActor).options(
+            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
+        )
         self._blueprint, self._deadline = blueprint, deadline
         self._actor: Any = self._actor_class.remote(blueprint)
         self._state: Ref = None

@@ -23,7 +23,7 @@ class ServerActor:
         name_this_process(blueprint.run, "server")
         set_threads(blueprint.threads)
         self._blueprint = blueprint
-        self._server = Server(blueprint.build())
+        self._server = Server(blueprint.experiment())
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> tuple[Published, OuterState, int]:
         """See `Server.start`; also the number of meta-learned values."""

@@ -6,6 +6,7 @@ import os
 
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.logs import name_this_process
+from metadist.distributed.store_place import Parcel
 from metadist.outer import Payload, Published
 from metadist.training.machine import fingerprint, make_deterministic, pick_device, set_threads
 from metadist.training.work import GradientWork, Report, Work, Worker
@@ -20,10 +21,20 @@ class WorkerActor:
         self._blueprint = blueprint
         self._device = pick_device(blueprint.gpus)
         make_deterministic(self._device)
-        self._worker = Worker(blueprint.build(), self._device)
 
-    def ready(self) -> tuple[dict[str, str], int]:
-        """What could change bits on this worker, and its process id."""
+    def lacks_store(self) -> bool:
+        """Whether the job's data must be sent to this worker's node first."""
+        return self._blueprint.store is not None and not self._blueprint.store.is_here()
+
+    def ready(self, parcel: Parcel | None) -> tuple[dict[str, str], int]:
+        """Get ready to work; returns what could change bits on this worker, and its process id.
+
+        Args:
+            parcel: the job's data, if the worker lacks it.
+        """
+        if parcel is not None and self._blueprint.store is not None:
+            self._blueprint.store.unpack(parcel)
+        self._worker = Worker(self._blueprint.experiment(), self._device)
         return fingerprint(self._device), os.getpid()
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:

@@ -4,7 +4,7 @@ Importing this package imports neither MLflow nor matplotlib: both take seconds,
 first step must not wait for.
 """
 
-from metadist.tracking.config import TrackingConfig, resolve_uri
+from metadist.tracking.config import TrackingConfig, resolve_uri, uri_scheme
 from metadist.tracking.metrics_log import MetricsFile
 from metadist.tracking.tracker import NullTracker, RunEnd, Tracker, TrackingReport, open_tracker
 
@@ -17,4 +17,5 @@ __all__ = [
     "TrackingReport",
     "open_tracker",
     "resolve_uri",
+    "uri_scheme",
 ]

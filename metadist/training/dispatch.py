@@ -15,6 +15,10 @@ DEPTH = 2
 LIVES = 3
 
 
+class Interrupted(Exception):
+    """The user wants to stop, in the middle of an evaluation."""
+
+
 @dataclass
 class Polled:
     """What came back: finished tickets with their reports, tickets to do again, and voided ones."""
@@ -30,10 +34,15 @@ class Dispatcher:
     Args:
         deadline: seconds within which some worker must finish something.
         say: told of lost workers, in a sentence.
+        least: workers below which no work is given out.
+
+    Attributes:
+        stop: asked by `run_all` whether the user wants to stop; may be set.
     """
 
-    def __init__(self, pool: WorkerPool, deadline: float, say: Callable[[str], None]) -> None:
-        self.pool, self.deadline, self._say = pool, deadline, say
+    def __init__(self, pool: WorkerPool, deadline: float, say: Callable[[str], None], least: int = 1) -> None:
+        self.pool, self.deadline, self.least, self._say = pool, deadline, least, say
+        self.stop: Callable[[], bool] = lambda: False
         self.alive: dict[int, deque[int]] = {}
         self.losses = 0
         self.fingerprint: dict[str, str] = {}
@@ -42,7 +51,9 @@ class Dispatcher:
         self._next_ticket = 0
 
     def free(self) -> int | None:
-        """The worker with the least work, if it can take more."""
+        """The worker with the least work, if it can take more and there are enough workers."""
+        if len(self.alive) < self.least:
+            return None
         worker = min(self.alive, key=lambda name: (len(self.alive[name]), name), default=None)
         return worker if worker is not None and len(self.alive[worker]) < DEPTH else None
 
@@ -88,7 +99,8 @@ class Dispatcher:
     def _bury(self, event: Lost, polled: Polled) -> None:
         held = self.alive.pop(event.worker, deque())
         self.losses += 1
-        self._say(f"worker {event.worker} was lost ({event.reason}); its work is done again elsewhere")
+        short = f"; going on with at least {self.least} workers" if len(self.alive) < self.least > 1 else ""
+        self._say(f"worker {event.worker} was lost ({event.reason}); its work is done again elsewhere{short}")
         if held:
             in_hand = self._work[held[0]]
             self._deaths[in_hand] += 1
@@ -99,7 +111,11 @@ class Dispatcher:
             polled.lost.append(ticket)
 
     def run_all(self, works: Sequence[Work], version: Ref) -> list[Report]:
-        """Do all of `works` at one version; returns their reports in the same order."""
+        """Do all of `works` at one version; returns their reports in the same order.
+
+        Raises:
+            Interrupted: the user wants to stop. What was given out is done for nothing.
+        """
         waiting = deque(range(len(works)))
         number: dict[int, int] = {}
         reports: dict[int, Report] = {}
@@ -109,6 +125,8 @@ class Dispatcher:
                 ticket, _ = self.submit(worker, works[index], version)
                 number[ticket] = index
             polled = self.poll()
+            if self.stop():
+                raise Interrupted
             for ticket, report in polled.done:
                 if ticket in number:
                     reports[number.pop(ticket)] = report

@@ -12,12 +12,13 @@ A decision belongs to a version: no work for a later version is given out before
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from metadist.outer import Experiment, StrategyCheck
-from metadist.training.dispatch import Dispatcher
+from metadist.training.dispatch import Dispatcher, Interrupted
 from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
 from metadist.training.seams import ParameterServer, Ref, WorkerPool
@@ -39,6 +40,7 @@ class TrainPlan:
         keep: how many of the newest checkpoints to keep, besides the best.
         identity: sha of the job's identity, written into every checkpoint.
         deadline: seconds within which something must happen.
+        least: workers below which training waits.
     """
 
     steps: int
@@ -49,6 +51,7 @@ class TrainPlan:
     keep: int
     identity: str
     deadline: float
+    least: int = 1
     stop_after: int | None = None
     patience: int | None = None
 
@@ -108,6 +111,8 @@ class _Progress:
     since_best: int = 0
     seconds: float = 0.0
     ended_early: bool = False
+    #: the version that was validated last: a run may be stopped between a step and its validation
+    validated: int = 0
 
 
 def train(
@@ -143,13 +148,13 @@ class _Run:
     ) -> None:
         self.experiment, self.plan, self.server = experiment, plan, server
         self.folder, self.observer, self.stop = folder, observer, stop
-        self.dispatcher = Dispatcher(pool, plan.deadline, observer.say)
+        self.dispatcher = Dispatcher(pool, plan.deadline, observer.say, plan.least)
         self.progress = _Progress()
         self.saved: int | None = None
         self.sha = ""
         self.steps_done = 0
         self.seconds = 0.0
-        self.valid: tuple[int, Evaluation] | None = None
+        self.valid: Evaluation | None = None
 
     def train(self, resume: str | None, progress: dict[str, Any]) -> TrainResult:
         self.progress = _Progress(**progress)
@@ -169,15 +174,22 @@ class _Run:
         )
         last = min(self.plan.steps, self.plan.stop_after or self.plan.steps)
         stopped = False
+        self.dispatcher.stop = self.stop
         try:
+            self._barrier()  # of the version that a stopped run goes on from
             while self.stepper.version < last and not stopped and not self.progress.ended_early:
                 stopped = self._steps(self._next_barrier(last))
                 self._barrier()
+        except Interrupted:
+            stopped = True
         finally:
             # The last good version, also when the run was stopped between barriers or went wrong.
             self._save()
         ended = self.stepper.version >= self.plan.steps or self.progress.ended_early
-        return self._result("stopped" if not ended else "early" if self.progress.ended_early else "finished")
+        if ended and not stopped:
+            with contextlib.suppress(Interrupted):
+                return self._test("early" if self.progress.ended_early else "finished")
+        return self._result("stopped", valid=self.valid)
 
     def _check(self, published: Ref) -> StrategyCheck:
         work = CheckWork("train", self.experiment.seed, self.experiment.episode)
@@ -206,16 +218,17 @@ class _Run:
 
     def _barrier(self) -> None:
         version = self.stepper.version
-        plan = self.plan
-        if plan.validate is not None and (version % plan.validate_every == 0 or version == plan.steps):
+        plan, progress = self.plan, self.progress
+        due = version % plan.validate_every == 0 or version == plan.steps
+        if plan.validate is not None and due and version != progress.validated:
             self._validate(version)
-        if version % plan.checkpoint_every == 0 or version == self.progress.best_version:
+        if version and (version % plan.checkpoint_every == 0 or version == progress.best_version):
             self._save()
 
     def _validate(self, version: int) -> None:
         assert self.plan.validate is not None
         result = evaluate(self.dispatcher, self.plan.validate, self.check.strategy, self._judged(), last_only=True)
-        self.valid = (version, result)
+        self.valid, self.progress.validated = result, version
         best = self.progress.best_score is None or result.score > self.progress.best_score
         if best:
             self.progress.best_version, self.progress.best_score = version, result.score
@@ -246,21 +259,24 @@ class _Run:
         self.folder.renew()
         self.observer.saved(version, checkpoint_name(version))
 
-    def _result(self, outcome: str) -> TrainResult:
-        tested: int | None = None
-        tests: dict[str, Evaluation] = {}
-        valid = self.valid[1] if self.valid else None
-        if outcome != "stopped" and self.plan.tests:
-            best = self.progress.best_version
-            tested = self.stepper.version if best is None else best
-            current = tested == self.stepper.version
-            version = self._judged() if current else self.server.read(self.folder, checkpoint_name(tested))
-            strategy = self.check.strategy
-            if self.plan.validate is not None:
-                valid = evaluate(self.dispatcher, self.plan.validate, strategy, version, with_scratch=True)
-            for name, plan in self.plan.tests.items():
-                self.observer.say(f"testing version {tested} on {plan.name}")
-                tests[name] = evaluate(self.dispatcher, plan, strategy, version, True, True)
+    def _test(self, outcome: str) -> TrainResult:
+        """Judge the best version on the plan's tests."""
+        if not self.plan.tests:
+            return self._result(outcome, valid=self.valid)
+        best = self.progress.best_version
+        tested = self.stepper.version if best is None else best
+        current = tested == self.stepper.version
+        version = self._judged() if current else self.server.read(self.folder, checkpoint_name(tested))
+        strategy, valid = self.check.strategy, None
+        if self.plan.validate is not None:
+            valid = evaluate(self.dispatcher, self.plan.validate, strategy, version, with_scratch=True)
+        tests = {}
+        for name, plan in self.plan.tests.items():
+            self.observer.say(f"testing version {tested} on {plan.name}")
+            tests[name] = evaluate(self.dispatcher, plan, strategy, version, True, True)
+        return self._result(outcome, tested=tested, tested_as=self._tested_as(tested), valid=valid, tests=tests)
+
+    def _result(self, outcome: str, **tests: Any) -> TrainResult:
         rate = self.steps_done * self.experiment.rule.tasks / self.seconds if self.seconds else 0.0
         return TrainResult(
             step=self.stepper.version,
@@ -272,8 +288,5 @@ class _Run:
             worker_losses=self.dispatcher.losses,
             server_losses=self.stepper.server_losses,
             chunks_redone=self.stepper.redone,
-            tested=tested,
-            tested_as=None if tested is None else self._tested_as(tested),
-            valid=valid,
-            tests=tests,
+            **tests,
         )

@@ -81,6 +81,36 @@ def test_stop_and_resume(metadist: Callable[..., Any], job: str, tmp_path: Path,
     assert ended.result["run_dir"] == run
 
 
+def test_a_named_run_goes_on(metadist: Callable[..., Any], job: str, tmp_path: Path, finished: Any) -> None:
+    command = ["train", job, "--storage", str(tmp_path / "runs"), "--run", "mine", "--json"]
+    stopped = metadist(*command, "--stop-after", "4")
+    assert (stopped.code, stopped.result["run_dir"]) == (0, str(tmp_path / "runs" / "mine"))
+    ended = metadist(*command)
+    assert "going on from step 4" in ended.err
+    assert ended.result["params_sha256"] == finished.result["params_sha256"]
+    other = metadist(*command, "--set", "seed=1")
+    assert other.code == 2
+    assert "--run: got" in other.err
+    assert "changed: seed" in other.err
+    for checkpoint in (tmp_path / "runs" / "mine" / "checkpoints").iterdir():
+        checkpoint.unlink()
+    anew = metadist(*command)
+    assert anew.result["params_sha256"] == finished.result["params_sha256"]
+    assert "going on" not in anew.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(["--run", "a/b"], "--run: got 'a/b'"), (["--run", ""], "--run: got ''")]
+)
+def test_a_run_needs_a_name_for_a_folder(
+    metadist: Callable[..., Any], job: str, tmp_path: Path, options: list[str], message: str
+) -> None:
+    ended = metadist("train", job, "--storage", str(tmp_path), *options)
+    assert ended.code == 2
+    assert message in ended.err
+    assert not list(tmp_path.glob("runs/*"))
+
+
 def test_resume_from_elsewhere(
     metadist: Callable[..., Any], job: str, tmp_path: Path, finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from metadist.data import ClassStore, DataConfig, prepare, resolve_store
+from metadist.data import ClassStore, DataConfig, fetched_store, keep_store, prepare, read_store, resolve_store
 from metadist.data.locations import cache_folder
 from metadist.errors import UserError
 
@@ -42,6 +42,38 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("METADIST_CACHE", "/metadist")
     assert cache_folder() == Path("/metadist")
     assert cache_folder("~/c") == Path("/home/somebody/c")
+
+
+def test_sent_in_pieces_and_kept_once(make_folder: Maker, files: Files, cache: Path, tmp_path: Path) -> None:
+    store = prepare(str(make_folder(files)), tmp_path / "store", size=8)
+    assert fetched_store(store.sha256, cache) is None
+    manifest, pieces = read_store(store.path, 100)
+    content = list(pieces)
+    assert {len(piece) for piece in content[:-1]} == {100}
+    kept = keep_store(manifest, content, cache, "node a")
+    kept.verify()
+    assert (kept.sha256, kept.classes) == (store.sha256, store.classes)
+    assert fetched_store(store.sha256, cache) == kept.path
+    assert keep_store(manifest, never(), cache, "node b").path == kept.path
+    assert stores(cache) == [kept.path.name]
+
+
+def never() -> Iterator[bytes]:
+    raise AssertionError("the store is there: nothing is to be sent")
+    yield b""
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_damaged_on_the_way(make_folder: Maker, files: Files, cache: Path, tmp_path: Path, damage: str) -> None:
+    store = prepare(str(make_folder(files)), tmp_path / "store", size=8)
+    manifest, pieces = read_store(store.path, 1 << 20)
+    (content,) = pieces
+    pixels = store.pixels.tobytes()
+    assert pixels in content
+    spoilt = content[: len(content) // 2] if damage == "cut" else content.replace(pixels, bytes(len(pixels)))
+    with pytest.raises(UserError, match="node a"):
+        keep_store(manifest, [spoilt], cache, "node a")
+    assert stores(cache) == []
 
 
 def test_prepared_once(make_folder: Maker, files: Files, cache: Path) -> None:

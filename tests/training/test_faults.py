@@ -12,7 +12,7 @@ from metadist.outer import ChunkKey
 from metadist.tasks import Episode
 from metadist.testing.fakes import FakePool, FakeServer, Fault
 from metadist.testing.toys import sinusoid_experiment
-from metadist.training.dispatch import DEPTH, Dispatcher
+from metadist.training.dispatch import DEPTH, Dispatcher, Interrupted
 from metadist.training.seams import Done, Joined, Lost, PoolError, Voided, WorkerPool
 from metadist.training.stepper import Diverged
 from metadist.training.work import CheckWork, GradientWork
@@ -176,6 +176,27 @@ def test_everything_a_lost_worker_held_is_done_again() -> None:
     # Two of worker 0, the one that was waiting, and two once more: the voided one and what it had pushed back.
     assert sorted(ticket for _, ticket, _ in pool.submitted) == list(range(6))
     assert said == ["worker 0 was lost (gone); its work is done again elsewhere"]
+
+
+def test_no_work_is_given_out_while_there_are_too_few_workers() -> None:
+    said: list[str] = []
+    pool = Scripted([Joined(0, {})], [Joined(1, {})], [Lost(0, (), "gone")], [Joined(2, {})])
+    dispatcher = Dispatcher(pool, 1.0, said.append, least=2)
+    free = []
+    for _ in range(4):
+        dispatcher.poll()
+        free.append(dispatcher.free())
+    assert free == [None, 0, None, 1]
+    assert "going on with at least 2 workers" in said[0]
+
+
+def test_stopping_in_the_middle_of_an_evaluation() -> None:
+    works = [GradientWork(ChunkKey("run", 0, 0, chunk), "loop") for chunk in range(3)]
+    pool = Scripted([Joined(0, {})], [Done(0, 0, "first")])
+    dispatcher = Dispatcher(pool, 1.0, print)
+    dispatcher.stop = lambda: len(pool.submitted) > 0
+    with pytest.raises(Interrupted):
+        dispatcher.run_all(works, None)
 
 
 def test_nothing_within_the_deadline_is_an_error() -> None:
