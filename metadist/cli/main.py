@@ -27,7 +27,9 @@ def _app() -> typer.Typer:
     # The commands import torch, which takes a second in which Ctrl-C must be handled too.
     from metadist.cli.data import app as data_app
     from metadist.cli.evaluate import evaluate_command
+    from metadist.cli.jobs import app as jobs_app
     from metadist.cli.keys import keys_command
+    from metadist.cli.submit import submit_command
     from metadist.cli.train import train_command
     from metadist.cli.ui import ui_command
 
@@ -41,9 +43,11 @@ def _app() -> typer.Typer:
     app.callback()(_root)
     app.command("train")(train_command)
     app.command("evaluate")(evaluate_command)
+    app.command("submit")(submit_command)
     app.command("ui")(ui_command)
     app.command("keys")(keys_command)
     app.add_typer(data_app, name="data")
+    app.add_typer(jobs_app, name="jobs")
     return app
 
 

@@ -1,0 +1,112 @@
+"""`metadist submit`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from metadist.cli.follow import LogView, at, follow_job, open_jobs, say
+from metadist.cli.jobs import facts
+from metadist.cli.train import json_line, train_command
+from metadist.config import load_job
+from metadist.errors import UserError
+
+if TYPE_CHECKING:
+    from metadist.distributed.cluster_jobs import ClusterJobs
+
+#: options of `metadist train` that a submission gives itself
+_OWN = ("resume", "run", "address", "as_json", "shared_storage")
+
+
+def submit_command(
+    job: str = typer.Argument(help="Job file (YAML)."),
+    further: list[str] = typer.Argument(None, help="After --: further arguments of `metadist train`."),
+    address: str | None = typer.Option(
+        None, help="The cluster's dashboard, http://HEAD:8265; RAY_API_SERVER_ADDRESS or the local cluster without it."
+    ),
+    name: str | None = typer.Option(None, help="The job's name on the cluster and its run's (name); resumes a run."),
+    overrides: list[str] = typer.Option([], "--set", help="dotted.key=value, a YAML value; may be repeated."),
+    variables: list[str] = typer.Option([], "--env", help="KEY=VALUE for the job's environment; may be repeated."),
+    working_dir: str | None = typer.Option(
+        None, "--working-dir", help="Folder with your modules, sent whole; the job file alone without it."
+    ),
+    shared_storage: bool = typer.Option(False, "--shared-storage", help="All nodes see the same local paths."),
+    package: bool = typer.Option(True, help="Send this metadist; without, the cluster's own is used."),
+    follow: bool = typer.Option(True, help="Show what the job prints until it ends, and end with its exit code."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of stdout."),
+) -> None:
+    """Run a job on a cluster; the same name again goes on with its run."""
+    given = _train_options(job, further or [])
+    every = [*overrides, *_overrides(given)]
+    checked = load_job(job, every)
+    from metadist.distributed.submission import Request, check_request, packed
+
+    request = check_request(
+        Request(
+            file=Path(job),
+            job=checked,
+            arguments=[*(word for override in overrides for word in ("--set", override)), *(further or [])],
+            name=name if name is not None else checked.name,
+            environment=_environment(variables),
+            working_folder=None if working_dir is None else Path(working_dir),
+            shared_storage=shared_storage,
+            package=package,
+        )
+    )
+    jobs, url, mode = open_jobs(address)
+    _say_past(jobs, request.name)
+    with packed(request, mode) as submission:
+        attempt = jobs.submit(submission)
+    say(f"{attempt.id} submitted to {url}; its run is {attempt.run}")
+    if not follow:
+        say(f"To follow it: metadist jobs logs {request.name} --follow{at(address)}")
+        if as_json:
+            typer.echo(json_line(facts(attempt) | {"address": url}))
+        return
+    view = LogView(Console(stderr=True, highlight=False))
+    code = follow_job(jobs, attempt, view, address)
+    if as_json and view.result is not None:
+        typer.echo(view.result)
+    raise typer.Exit(code)
+
+
+def _train_options(job: str, further: list[str]) -> dict[str, Any]:
+    """What further arguments mean to `metadist train`, which checks them."""
+    app = typer.Typer(add_completion=False)
+    app.command("train")(train_command)
+    given: dict[str, Any] = typer.main.get_command(app).make_context("metadist train", [job, *further]).params
+    for option in _OWN:
+        if given.get(option):
+            flag = "--json" if option == "as_json" else f"--{option.replace('_', '-')}"
+            raise UserError(flag, shlex.join(further), f"no {flag} after --", "metadist submit sets it itself.")
+    return given
+
+
+def _overrides(given: dict[str, Any]) -> list[str]:
+    """What options of `metadist train` change in the job."""
+    short = {"resources.workers": "workers", "steps": "steps", "storage": "storage", "name": "name"}
+    values = {key: given[option] for key, option in short.items() if given[option] is not None}
+    return [*given["overrides"], *(f"{key}={value}" for key, value in values.items())]
+
+
+def _environment(variables: list[str]) -> dict[str, str]:
+    found = {}
+    for variable in variables:
+        key, equals, value = variable.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key):
+            raise UserError("--env", variable, "KEY=VALUE", "For example --env MLFLOW_TRACKING_URI=http://mlflow:5000")
+        found[key] = value
+    return found
+
+
+def _say_past(jobs: ClusterJobs, name: str) -> None:
+    before = jobs.attempts(name)
+    if before and before[-1].over:
+        done = before[-1].status == "SUCCEEDED"
+        what = "is done already; --name makes it another run" if done else f"was {before[-1].status}: going on with it"
+        say(f"the run {name} {what}")
