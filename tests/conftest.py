@@ -45,6 +45,8 @@ def real_data() -> Path:
 def ray() -> Iterator[object]:
     """The one embedded Ray session of the whole suite: four CPUs of its own counting, two GPUs that Ray is told of."""
     import metadist.distributed  # noqa: F401  sets Ray's environment before it is imported
+
+    os.environ.update(RAY_metrics_report_interval_ms="1000")  # the least; 10 s is the default
     from metadist.distributed.session import ray_session
 
     with ray_session(None, cpus=4, pretend_gpus=2):

@@ -222,7 +222,7 @@ def _run(
         logs.keep_in(held)
         tracker.start(run, _flat(config.job_dict(job)), _tags(), about.get("mlflow_run_id"))
         tracker.text("job.yaml", config.dump_job(job))
-        recorder = Recorder(held, tracker, display, start, about, job.tasks.batch)
+        recorder = Recorder(held, tracker, _metered(display, prepared), start, about, job.tasks.batch)
         plan = _plan(prepared, options)
         try:
             result = train(prepared.experiment, plan, *seams, held, recorder, options.stop, resume, progress)
@@ -241,6 +241,14 @@ def _run(
             f"all metrics are in {folder.location}/metrics.jsonl"
         )
     return summary | {"mlflow_run_id": report.run_id}
+
+
+def _metered(display: Observer, prepared: _Prepared) -> Observer:
+    if prepared.job.runtime != "ray":
+        return display
+    from metadist.distributed.metrics import MeteredDisplay
+
+    return MeteredDisplay(display, prepared.run, prepared.job.tasks.batch)
 
 
 def _hold(folder: RunFolder, job: Job, resume: str | None) -> RunFolder:

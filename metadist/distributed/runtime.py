@@ -46,9 +46,9 @@ def open_runtime(
         yield pool, server
         return
     # Ray is imported late: what runs in process does not need it.
+    from metadist.distributed.metrics import MeteredServer
     from metadist.distributed.places import check_places
     from metadist.distributed.pool import RayPool
-    from metadist.distributed.server import RayServer
     from metadist.distributed.session import ray_session
     from metadist.distributed.store_place import store_place
 
@@ -64,7 +64,7 @@ def open_runtime(
             run,
             store_place(job),
         )
-        server = RayServer(blueprint, resources.timeout)
+        server = MeteredServer(blueprint, resources.timeout)
         pool = RayPool(blueprint, resources.most, resources.cpus_per_worker)
         try:
             yield pool, server
