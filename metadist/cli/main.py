@@ -29,6 +29,7 @@ def _app() -> typer.Typer:
     from metadist.cli.evaluate import evaluate_command
     from metadist.cli.jobs import app as jobs_app
     from metadist.cli.keys import keys_command
+    from metadist.cli.runs import app as runs_app
     from metadist.cli.submit import submit_command
     from metadist.cli.train import train_command
     from metadist.cli.ui import ui_command
@@ -48,6 +49,7 @@ def _app() -> typer.Typer:
     app.command("keys")(keys_command)
     app.add_typer(data_app, name="data")
     app.add_typer(jobs_app, name="jobs")
+    app.add_typer(runs_app, name="runs")
     return app
 
 

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from metadist.errors import UserError
 from metadist.outer import Experiment, OuterState, decode_checkpoint
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
-from metadist.tracking import RunEnd, Tracker, open_tracker
+from metadist.tracking import VERSION_TAG, RunEnd, Tracker, open_tracker
 from metadist.training.evaluation import EvaluationPlan
 from metadist.training.loop import Observer, TrainPlan, TrainResult, train
 from metadist.training.machine import cpu_name, set_threads
@@ -83,6 +84,7 @@ def train_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any
     about = {
         "run": run,
         "metadist": metadist.__version__,
+        "started": time.time(),
         "identity_sha256": prepared.sha,
         "identity": prepared.identity,
     }
@@ -332,7 +334,7 @@ def _tested_state(folder: RunFolder, version: int) -> OuterState:
 
 def _tags() -> dict[str, str]:
     return {
-        "metadist.version": metadist.__version__,
+        VERSION_TAG: metadist.__version__,
         "metadist.host": socket.gethostname(),
         "metadist.hardware": f"{cpu_name()}, {os.cpu_count()} cores",
         "metadist.python": platform.python_version(),

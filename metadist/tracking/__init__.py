@@ -4,11 +4,12 @@ Importing this package imports neither MLflow nor matplotlib: both take seconds,
 first step must not wait for.
 """
 
-from metadist.tracking.config import TrackingConfig, resolve_uri, uri_scheme
+from metadist.tracking.config import VERSION_TAG, TrackingConfig, resolve_uri, uri_scheme
 from metadist.tracking.metrics_log import MetricsFile
 from metadist.tracking.tracker import NullTracker, RunEnd, Tracker, TrackingReport, open_tracker
 
 __all__ = [
+    "VERSION_TAG",
     "MetricsFile",
     "NullTracker",
     "RunEnd",

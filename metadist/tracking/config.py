@@ -12,6 +12,8 @@ from metadist.tracking.masking import mask_passwords
 
 #: What `tracking.uri` says to switch tracking off.
 OFF = "none"
+#: The tag that tells this project's runs from others in the same store; its value is the version.
+VERSION_TAG = "metadist.version"
 
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks", "uc")
 _EXPECTED = (

@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pyarrow import fs
 
@@ -169,6 +169,13 @@ class RunFolder:
                 "Wait for that driver to end, or stop it (Ctrl-C saves a checkpoint).",
             )
 
+    def lease_state(self) -> Literal["free", "held", "abandoned"]:
+        """Whether a driver holds the folder: none, one that is alive, or one that is not."""
+        lease = self._lease()
+        if not lease or lease.get("released"):
+            return "free"
+        return "held" if _alive(lease) else "abandoned"
+
     def renew(self) -> None:
         """Say that this holder lives; call it from time to time."""
         if self._lease().get("epoch") != self.epoch:
@@ -191,6 +198,14 @@ class RunFolder:
             "released": released,
         }
         self._write("lease.json", json.dumps(lease).encode())
+
+
+def subfolders(location: str) -> list[str]:
+    """Locations of the folders right below a path or URI, but for hidden ones; none where there is nothing."""
+    system, root = _file_system(location)
+    found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    names = [info.base_name for info in found if info.type == fs.FileType.Directory]
+    return [f"{location.rstrip('/')}/{name}" for name in sorted(names) if not name.startswith(".")]
 
 
 def checkpoint_name(version: int) -> str:
