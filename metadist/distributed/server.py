@@ -46,7 +46,7 @@ class RayServer(ParameterServer):
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
         call = self._actor.start.options(num_returns=3)
-        published, self._state, values = call.remote(folder, checkpoint)
+        published, self._state, values = call.remote(folder and folder.anchored(), checkpoint)
         self._state_every = math.ceil(self._get(values) / STATE_VALUES)
         return published
 
@@ -82,10 +82,11 @@ class RayServer(ParameterServer):
         return published
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
-        return str(self._insist(lambda: self._get(self._actor.save.remote(folder, version, identity, progress))))
+        there = folder.anchored()
+        return str(self._insist(lambda: self._get(self._actor.save.remote(there, version, identity, progress))))
 
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
-        published, version = self._actor.read.options(num_returns=2).remote(folder, checkpoint)
+        published, version = self._actor.read.options(num_returns=2).remote(folder.anchored(), checkpoint)
         self._get(version)
         return published
 

@@ -14,7 +14,7 @@ import re
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pyarrow import fs
@@ -62,6 +62,10 @@ class RunFolder:
         """The folder's path, if it is on this machine's file system."""
         system, path = self._place("")
         return path if isinstance(system, fs.LocalFileSystem) else None
+
+    def anchored(self) -> RunFolder:
+        """The same folder for a process with another working folder."""
+        return self if self.local is None else replace(self, location=self.local)
 
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or a file in it, is there."""

@@ -1,0 +1,117 @@
+"""A run on a real cluster whose nodes share nothing: its data reaches them, they come and go, the bits stay."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_local import LOCAL, ROOT, Local
+
+from metadist.config import load_job
+from metadist.distributed.run import RunOptions, train_job
+from metadist.testing.observers import Notes
+
+STEPS = 12
+
+#: drives a run as `metadist train` does; kills a node after a named step, and adds one when the loss was noticed
+DRIVER = """
+import json, subprocess, sys
+from metadist.config import load_job
+from metadist.distributed.run import RunOptions, train_job
+from metadist.testing.observers import Notes
+
+local, killed, path, *overrides = sys.argv[1:]
+
+def change(*command):
+    subprocess.run([local, *command], check=True, stdout=subprocess.DEVNULL, timeout=120)
+
+class Nodes(Notes):
+    def stepped(self, record, workers, losses):
+        super().stepped(record, workers, losses)
+        if record.version == int(killed):
+            change("kill", "1")
+
+    def say(self, text):
+        super().say(text)
+        if "was lost" in text:
+            change("add")
+
+notes = Nodes()
+summary = train_job(load_job(path, overrides), notes, RunOptions(address="local"))
+print(json.dumps({"summary": summary, "said": notes.said}))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    local = Local(tmp_path_factory.mktemp("cluster"))
+    try:
+        started = local.sh("up", "2", "--detect", "fast")
+        assert started.returncode == 0, started.stderr
+        yield local
+    finally:
+        local.sh("down")
+
+
+def overrides(tmp_path: Path) -> list[str]:
+    return [
+        f"steps={STEPS}",
+        "model.width=8",
+        "optimizer.average=0.5",
+        "checkpoint.every=5",
+        "evaluation.test_tasks=16",
+        "tracking.uri=none",
+        f"storage={tmp_path}",
+    ]
+
+
+def drive(cluster: Local, *settings: str, killed: int = 0) -> subprocess.CompletedProcess[str]:
+    quickstart = str(ROOT / "jobs" / "quickstart.yaml")
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, str(LOCAL), str(killed), quickstart, *settings],
+        env=cluster.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def caches(cluster: Local, node: int) -> list[str]:
+    """Stores in a node's own cache."""
+    return [path.name for path in Path(cluster.state["root"], str(node), "cache").glob("fetched-*")]
+
+
+def test_a_run_outlives_its_nodes(cluster: Local, tmp_path: Path) -> None:
+    """The sha is the in-process runtime's, though a node dies, and another one joins."""
+    settings = overrides(tmp_path)
+    oracle = train_job(
+        load_job(str(ROOT / "jobs" / "quickstart.yaml"), [*settings, "runtime=inprocess"]), Notes(), RunOptions()
+    )
+    both = "resources.workers={min: 2, max: 2}"  # the nodes have one CPU each: without the second it waits
+    done = drive(cluster, *settings, both, "resources.shared_storage=true", killed=4)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    summary = found["summary"]
+    assert summary["worker_losses"] == 1, found["said"]
+    assert any("was lost" in text and "going on with at least 2 workers" in text for text in found["said"])
+    assert (summary["step"], summary["params_sha256"]) == (STEPS, oracle["params_sha256"])
+    assert summary["test"] == oracle["test"]
+    states = [line.split()[2] for line in cluster.sh("status").stdout.splitlines()[:3]]
+    assert states == ["alive", "killed", "alive"]
+    # The node that joined had none of the data, and nothing but Ray to get it through.
+    assert len(caches(cluster, 2)) == 1
+    assert caches(cluster, 0) == [], "the driver's node has it already"
+
+
+def test_a_nodes_own_disk_is_no_storage_for_a_cluster(cluster: Local, tmp_path: Path) -> None:
+    refused = drive(cluster, *overrides(tmp_path))
+    assert refused.returncode == 1
+    assert "storage: got" in refused.stderr
+    assert "--shared-storage" in refused.stderr
+    assert not list(tmp_path.iterdir())
