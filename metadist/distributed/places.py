@@ -1,6 +1,8 @@
-"""Places that only one node of a cluster sees."""
+"""What differs once there are several nodes: places that only one of them sees, and nodes that are lost."""
 
 from __future__ import annotations
+
+import contextlib
 
 import ray
 
@@ -8,13 +10,35 @@ from metadist.config import Job
 from metadist.errors import UserError
 from metadist.tracking import resolve_uri, uri_scheme
 
+#: Ray's own settings, where a cluster's head was given none
+HEALTH_CHECK = {"health_check_period_ms": 3000, "health_check_failure_threshold": 5}
+
+
+def alive_nodes() -> int:
+    """Nodes of this session's cluster."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def loss_notice() -> str:
+    """How soon this session's cluster notices that a node has died, in a sentence."""
+    settings = HEALTH_CHECK
+    with contextlib.suppress(Exception):  # only Ray's private parts know what the head was given
+        from ray._private.state import state
+
+        settings = HEALTH_CHECK | state.get_system_config()
+    seconds = settings["health_check_period_ms"] * settings["health_check_failure_threshold"] / 1000
+    return (
+        f"{alive_nodes()} nodes; one that dies is missed after about {seconds:g} s "
+        "(health_check_period_ms × health_check_failure_threshold, settings of the cluster's head)"
+    )
+
 
 def check_places(job: Job) -> None:
     """Raise `UserError` for a run folder or MLflow store on a node's own disk, where there are several nodes.
 
     The driver's node may be gone when the results are wanted, or the run is to go on from another one.
     """
-    nodes = sum(node["Alive"] for node in ray.nodes())
+    nodes = alive_nodes()
     if nodes > 1 and not job.resources.shared_storage:
         for field, value in local_places(job):
             raise UserError(

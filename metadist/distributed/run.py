@@ -219,6 +219,10 @@ def _run(
     status: RunEnd = "FAILED"
     runtime = open_runtime(prepared.placed, run, prepared.experiment, options.address, options.fault)
     with tempfile.TemporaryDirectory(prefix="metadist-") as scratch, RunLogs(run) as logs, runtime as seams:
+        if options.address is not None:
+            from metadist.distributed.places import loss_notice
+
+            display.say(loss_notice())
         # Only now is there anything to write down: a job that cannot start leaves nothing behind.
         held = _hold(folder, job, resume)
         logs.keep_in(held)

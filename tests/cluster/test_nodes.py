@@ -99,6 +99,7 @@ def test_a_run_outlives_its_nodes(cluster: Local, tmp_path: Path) -> None:
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     summary = found["summary"]
     assert summary["worker_losses"] == 1, found["said"]
+    assert any("2 nodes; one that dies is missed after about 1.5 s" in text for text in found["said"])
     assert any("was lost" in text and "going on with at least 2 workers" in text for text in found["said"])
     assert (summary["step"], summary["params_sha256"]) == (STEPS, oracle["params_sha256"])
     assert summary["test"] == oracle["test"]
