@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,15 @@ from rich.console import Console
 
 from metadist.cli.follow import LogView, at, follow_job, open_jobs, say
 from metadist.cli.jobs import facts
-from metadist.cli.train import json_line, train_command
-from metadist.config import load_job
+from metadist.cli.train import json_line, shorthands, train_command
+from metadist.config import Job, load_job
 from metadist.errors import UserError
 
 if TYPE_CHECKING:
     from metadist.distributed.cluster_jobs import ClusterJobs
 
 #: options of `metadist train` that a submission gives itself
-_OWN = ("resume", "run", "address", "as_json", "shared_storage")
+_OWN = ("resume", "run", "address", "as_json")
 
 
 def submit_command(
@@ -41,26 +40,26 @@ def submit_command(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of stdout."),
 ) -> None:
     """Run a job on a cluster; the same name again goes on with its run."""
-    given = _train_options(job, further or [])
-    every = [*overrides, *_overrides(given)]
-    checked = load_job(job, every)
-    from metadist.distributed.submission import Request, check_request, packed
+    arguments = [*(word for override in overrides for word in ("--set", override)), *(further or [])]
+    if shared_storage:
+        arguments.append("--shared-storage")
+    checked = _checked(job, arguments)
+    from metadist.distributed.submission import RUN_KEY, Request, check_request, packed
 
     request = check_request(
         Request(
             file=Path(job),
             job=checked,
-            arguments=[*(word for override in overrides for word in ("--set", override)), *(further or [])],
+            arguments=arguments,
             name=name if name is not None else checked.name,
             environment=_environment(variables),
             working_folder=None if working_dir is None else Path(working_dir),
-            shared_storage=shared_storage,
             package=package,
         )
     )
     jobs, url, mode = open_jobs(address)
-    _say_past(jobs, request.name)
     with packed(request, mode) as submission:
+        _say_past(jobs, request.name, submission.metadata[RUN_KEY])
         attempt = jobs.submit(submission)
     say(f"{attempt.id} submitted to {url}; its run is {attempt.run}")
     if not follow:
@@ -75,23 +74,17 @@ def submit_command(
     raise typer.Exit(code)
 
 
-def _train_options(job: str, further: list[str]) -> dict[str, Any]:
-    """What further arguments mean to `metadist train`, which checks them."""
+def _checked(job: str, arguments: list[str]) -> Job:
+    """The job as `metadist train` would understand it, whose command line is read here for that."""
     app = typer.Typer(add_completion=False)
     app.command("train")(train_command)
-    given: dict[str, Any] = typer.main.get_command(app).make_context("metadist train", [job, *further]).params
+    given: dict[str, Any] = typer.main.get_command(app).make_context("metadist train", [job, *arguments]).params
     for option in _OWN:
-        if given.get(option):
-            flag = "--json" if option == "as_json" else f"--{option.replace('_', '-')}"
-            raise UserError(flag, shlex.join(further), f"no {flag} after --", "metadist submit sets it itself.")
-    return given
-
-
-def _overrides(given: dict[str, Any]) -> list[str]:
-    """What options of `metadist train` change in the job."""
-    short = {"resources.workers": "workers", "steps": "steps", "storage": "storage", "name": "name"}
-    values = {key: given[option] for key, option in short.items() if given[option] is not None}
-    return [*given["overrides"], *(f"{key}={value}" for key, value in values.items())]
+        if given[option]:
+            flag = "--json" if option == "as_json" else f"--{option}"
+            raise UserError(flag, given[option], f"no {flag} after --", "`metadist submit` gives it itself.")
+    short = {key: given[key] for key in ("workers", "steps", "storage", "name", "shared_storage")}
+    return load_job(job, [*given["overrides"], *shorthands(short)])
 
 
 def _environment(variables: list[str]) -> dict[str, str]:
@@ -104,9 +97,9 @@ def _environment(variables: list[str]) -> dict[str, str]:
     return found
 
 
-def _say_past(jobs: ClusterJobs, name: str) -> None:
-    before = jobs.attempts(name)
-    if before and before[-1].over:
+def _say_past(jobs: ClusterJobs, name: str, run: str) -> None:
+    before = [attempt for attempt in jobs.attempts(name) if attempt.over and attempt.run == run]
+    if before:
         done = before[-1].status == "SUCCEEDED"
-        what = "is done already; --name makes it another run" if done else f"was {before[-1].status}: going on with it"
-        say(f"the run {name} {what}")
+        what = "is done already; another --name makes another run" if done else f"{before[-1].status}: going on with it"
+        say(f"{before[-1].id} {what}")

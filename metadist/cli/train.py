@@ -7,7 +7,7 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -75,20 +75,26 @@ def train_command(
         raise UserError("--stop-after", stop_after, "a step of at least 1")
     if run is not None and resume is not None:
         raise UserError("--run", run, "no --resume beside it", "Each of them names the run's folder: leave one out.")
-    shorthands = {
-        "resources.workers": workers,
-        "resources.shared_storage": shared_storage or None,
-        "steps": steps,
-        "storage": storage,
-        "name": name,
-    }
-    given = {key: json.dumps(value, ensure_ascii=False) for key, value in shorthands.items() if value is not None}
-    every = [*overrides, *(f"{key}={value}" for key, value in given.items())]
+    short = {"workers": workers, "steps": steps, "storage": storage, "name": name, "shared_storage": shared_storage}
+    every = [*overrides, *shorthands(short)]
     options = {"address": address, "run": run, "stop_after": stop_after, "fault": parse_fault(fault) if fault else None}
     summary, code = _train(job, resume, every, options)
     if as_json:
         typer.echo(json_line(summary))
     raise typer.Exit(code)
+
+
+def shorthands(given: Mapping[str, Any]) -> list[str]:
+    """Options that stand for a field of the job, as `dotted.key=value`; those that were not given are left out."""
+    fields = {
+        "workers": "resources.workers",
+        "shared_storage": "resources.shared_storage",
+        "steps": "steps",
+        "storage": "storage",
+        "name": "name",
+    }
+    values = {fields[key]: value for key, value in given.items() if value not in (None, False)}
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
 def _train(

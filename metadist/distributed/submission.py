@@ -17,7 +17,7 @@ import metadist
 from metadist.config import Job
 from metadist.errors import UserError
 from metadist.tasks import ImageTasksConfig
-from metadist.tracking import TrackingConfig, resolve_uri
+from metadist.tracking import TrackingConfig, resolve_uri, uri_scheme
 
 #: how a cluster keeps what metadist knows of a submission
 NAME_KEY, NUMBER_KEY, RUN_KEY = "metadist.name", "metadist.attempt", "metadist.run"
@@ -42,7 +42,6 @@ class Request:
         name: the job's on the cluster, and of its run's folder.
         environment: variables of its driver and its workers.
         working_folder: the user's own modules; `None` sends the job file alone.
-        shared_storage: whether every node sees local paths as this machine's user means them.
         package: whether this metadist is sent too, and goes before one that the cluster has.
     """
 
@@ -52,7 +51,6 @@ class Request:
     name: str
     environment: Mapping[str, str]
     working_folder: Path | None = None
-    shared_storage: bool = False
     package: bool = True
 
 
@@ -80,7 +78,9 @@ def check_request(request: Request) -> Request:
         raise UserError("runtime", request.job.runtime, "ray, for a job that runs on a cluster", hint)
     _check_working_folder(request)
     advice = "Name a URI (s3://bucket/runs), or a folder that all nodes share with --shared-storage."
-    _check_place("storage", request.job.storage, _local_path(request.job.storage), request.shared_storage, advice)
+    _check_place(
+        "storage", request.job.storage, _local_path(request.job.storage), request.job.resources.shared_storage, advice
+    )
     _check_data(request)
     return replace(request, environment=_tracked(request))
 
@@ -120,8 +120,7 @@ def packed(request: Request, mode: str) -> Iterator[Submission]:
 
 def command(file: str, request: Request) -> str:
     """What a shell on the cluster runs, as one process: signals and the exit code are the driver's own."""
-    shared = ["--shared-storage"] if request.shared_storage else []
-    words = ["train", file, "--address", "auto", "--run", request.name, "--json", *shared, *request.arguments]
+    words = ["train", file, "--address", "auto", "--run", request.name, "--json", *request.arguments]
     return f"exec python -m metadist {shlex.join(words)}"
 
 
@@ -162,7 +161,7 @@ def _check_data(request: Request) -> None:
     if path is not None and folder is not None and not os.path.isabs(path) and (folder / path).exists():
         return
     advice = "Name a URI (s3://bucket/store), a path within --working-dir, or torchvision:NAME."
-    _check_place("data.source", data.source, path, request.shared_storage, advice)
+    _check_place("data.source", data.source, path, request.job.resources.shared_storage, advice)
 
 
 def _tracked(request: Request) -> dict[str, str]:
@@ -178,7 +177,7 @@ def _tracked(request: Request) -> dict[str, str]:
         raise UserError("tracking.uri", None, "an address: mlflow.db in the job's folder would vanish with it", advice)
     if resolve_uri(TrackingConfig(uri=uri)) is None:
         return environment
-    _check_place(field, uri, _local_tracking(uri), request.shared_storage, advice)
+    _check_place(field, uri, _local_tracking(uri), request.job.resources.shared_storage, advice)
     if field == variable:
         environment[variable] = uri
     return environment
@@ -186,6 +185,7 @@ def _tracked(request: Request) -> dict[str, str]:
 
 def _local_tracking(uri: str) -> str | None:
     """The path of an MLflow store that is a file or a folder; `None` for any other."""
-    if uri.startswith("sqlite"):
+    scheme = uri_scheme(uri)
+    if scheme == "sqlite":
         return uri.partition(":///")[2].partition("?")[0]
-    return None if uri == "databricks" else _local_path(uri)
+    return _local_path(uri) if scheme in ("file", "") else None
