@@ -8,7 +8,6 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-import click
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -122,12 +121,15 @@ def _wants_stop() -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     try:
-        choice = click.Choice(["detach", "stop"])
-        answer = typer.prompt("\nDetach from the job, or stop it?", default="detach", type=choice, err=True)
-    except click.Abort:
+        answer = str(
+            typer.prompt(
+                "\nDetach from the job, which then goes on, or stop it (detach, stop)?", default="detach", err=True
+            )
+        )
+    except typer.Abort:
         typer.echo(err=True)
         return False
-    return bool(answer == "stop")
+    return answer.strip().lower() in ("s", "stop")
 
 
 def say_end(attempt: Attempt, view: LogView) -> None:
@@ -138,6 +140,8 @@ def say_end(attempt: Attempt, view: LogView) -> None:
     took = "" if None in (attempt.started, attempt.ended) else f" after {duration(attempt)}"
     code = f" with exit code {attempt.exit_code}" if attempt.status == "FAILED" else ""
     say(f"{attempt.id} {attempt.status}{code}{took}")
+    if attempt.status == "STOPPED" and attempt.name is not None:
+        say(f"submitted again as {attempt.name}, it goes on from its last checkpoint")
     if view.lacks:
         say("the cluster lacks a Python package: what metadist requires has to be installed on all of its nodes")
 
