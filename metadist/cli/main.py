@@ -26,6 +26,7 @@ def _root(
 def _app() -> typer.Typer:
     # The commands import torch, which takes a second in which Ctrl-C must be handled too.
     from metadist.cli.data import app as data_app
+    from metadist.cli.doctor import doctor_command
     from metadist.cli.evaluate import evaluate_command
     from metadist.cli.jobs import app as jobs_app
     from metadist.cli.keys import keys_command
@@ -47,6 +48,7 @@ def _app() -> typer.Typer:
     app.command("submit")(submit_command)
     app.command("ui")(ui_command)
     app.command("keys")(keys_command)
+    app.command("doctor")(doctor_command)
     app.add_typer(data_app, name="data")
     app.add_typer(jobs_app, name="jobs")
     app.add_typer(runs_app, name="runs")

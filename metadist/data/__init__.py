@@ -4,7 +4,7 @@
 and test. Importing this loads neither torch nor an image library.
 """
 
-from metadist.data.cache import resolve_store
+from metadist.data.cache import find_store, resolve_store
 from metadist.data.config import AugmentConfig, DataConfig, SplitConfig
 from metadist.data.fetch import fetched_store, keep_store, read_store
 from metadist.data.info import describe
@@ -23,6 +23,7 @@ __all__ = [
     "check_examples",
     "describe",
     "fetched_store",
+    "find_store",
     "is_store",
     "keep_store",
     "pixel_statistics",

@@ -8,7 +8,7 @@ import re
 
 from metadist.data.atomic import remove_partials
 from metadist.data.config import DataConfig
-from metadist.data.fetch import fetch_store
+from metadist.data.fetch import fetch_store, find_fetched
 from metadist.data.locations import cache_folder, download_folder
 from metadist.data.locks import file_lock
 from metadist.data.manifest import VERSION
@@ -60,6 +60,27 @@ def resolve_store(config: DataConfig, progress: Progress | None = None) -> Class
                 skip_bad=config.skip_bad,
                 progress=progress,
             )
+
+
+def find_store(config: DataConfig) -> ClassStore | None:
+    """The store that `resolve_store` would return, if it is there: nothing is prepared, fetched or written.
+
+    Raises:
+        UserError: as `resolve_store`, as far as that can be told without preparing.
+    """
+    check_options(config.size, config.channels)
+    if config.source and is_store(config.source):
+        store: ClassStore | None = ClassStore.open(config.source)
+    elif is_uri(config.source):
+        store = find_fetched(config.source, cache_folder(config.cache))
+    else:
+        cache = cache_folder(config.cache)
+        with open_source(config.source, download_folder(cache)) as source:
+            target = cache / store_name(source, config)
+        return ClassStore.open(target) if is_store(target) else None
+    if store is not None:
+        _check_agreement(store, config)
+    return store
 
 
 def store_name(source: Source, config: DataConfig) -> str:

@@ -30,15 +30,8 @@ def fetch_store(uri: str, cache: Path) -> ClassStore:
     Raises:
         UserError: the URI cannot be read, is no store, or arrived damaged; or the cache cannot be written.
     """
-    filesystem, path = _connect(uri)
-    manifest_path = f"{path.rstrip('/')}/{MANIFEST_NAME}"
-    try:
-        with filesystem.open_input_stream(manifest_path) as stream:
-            text: bytes = stream.read()
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(uri, error) from error
-    manifest = parse_manifest(text, f"{uri.rstrip('/')}/{MANIFEST_NAME}")
-    return _keep(manifest["sha256"], text, _read(uri, filesystem, f"{path.rstrip('/')}/{PIXELS_NAME}"), cache, uri)
+    filesystem, path, manifest = _read_manifest(uri)
+    return keep_store(manifest, _read(uri, filesystem, f"{path.rstrip('/')}/{PIXELS_NAME}"), cache, uri)
 
 
 def fetched_store(sha256: str, cache: Path) -> Path | None:
@@ -68,15 +61,7 @@ def keep_store(manifest: bytes, pixels: Iterable[bytes], cache: Path, origin: st
     Raises:
         UserError: it arrived damaged, or the cache cannot be written.
     """
-    return _keep(parse_manifest(manifest, f"{origin}/{MANIFEST_NAME}")["sha256"], manifest, pixels, cache, origin)
-
-
-def _target(sha256: str, cache: Path) -> Path:
-    return cache / f"fetched-{sha256}"
-
-
-def _keep(sha256: str, manifest: bytes, pixels: Iterable[bytes], cache: Path, origin: str) -> ClassStore:
-    target = _target(sha256, cache)
+    target = _target(_sha256(manifest, origin), cache)
     if is_store(target):
         return ClassStore.open(target)
     with file_lock(cache / f".{target.name}.lock", "data.cache"):
@@ -91,6 +76,34 @@ def _keep(sha256: str, manifest: bytes, pixels: Iterable[bytes], cache: Path, or
             sync_folder(folder)
             place_folder(folder, target)
     return ClassStore.open(target)
+
+
+def find_fetched(uri: str, cache: Path) -> ClassStore | None:
+    """The store at `uri` if a copy of it is in `cache`; only the manifest is read from the URI.
+
+    Raises:
+        UserError: the URI cannot be read or is no store.
+    """
+    target = fetched_store(_sha256(_read_manifest(uri)[2], uri), cache)
+    return None if target is None else ClassStore.open(target)
+
+
+def _target(sha256: str, cache: Path) -> Path:
+    return cache / f"fetched-{sha256}"
+
+
+def _sha256(manifest: bytes, origin: str) -> str:
+    return str(parse_manifest(manifest, f"{origin.rstrip('/')}/{MANIFEST_NAME}")["sha256"])
+
+
+def _read_manifest(uri: str) -> tuple[Any, str, bytes]:
+    """The URI's file system, its path there, and the manifest's bytes."""
+    filesystem, path = _connect(uri)
+    try:
+        with filesystem.open_input_stream(f"{path.rstrip('/')}/{MANIFEST_NAME}") as stream:
+            return filesystem, path, stream.read()
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(uri, error) from error
 
 
 def _connect(uri: str) -> tuple[Any, str]:

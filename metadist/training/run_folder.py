@@ -212,6 +212,23 @@ def subfolders(location: str) -> list[str]:
     return [f"{location.rstrip('/')}/{name}" for name in sorted(names) if not name.startswith(".")]
 
 
+def check_writable(location: str) -> None:
+    """Raise `UserError` unless files can be written under a path or URI. Leaves nothing behind, and makes nothing."""
+    system, root = _file_system(location)
+    if isinstance(system, fs.LocalFileSystem):
+        # Of a folder that is not there yet, the nearest that is must take it.
+        while not os.path.lexists(root):
+            root = os.path.dirname(root)
+    probe = f"{root}/.metadist-{secrets.token_hex(4)}"
+    try:
+        with system.open_output_stream(probe, compression=None) as stream:
+            stream.write(b"probe")
+        system.delete_file(probe)
+    except OSError as error:
+        hint = "Name another place, or mend its permissions or space."
+        raise UserError(location, _reason(error), "a place where files can be written", hint) from error
+
+
 def checkpoint_name(version: int) -> str:
     """Name of the checkpoint of a version, in its run folder."""
     return f"checkpoints/step-{version:08d}.safetensors"

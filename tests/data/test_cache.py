@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from metadist.data import ClassStore, DataConfig, fetched_store, keep_store, prepare, read_store, resolve_store
+from metadist.data import (
+    ClassStore,
+    DataConfig,
+    fetched_store,
+    find_store,
+    keep_store,
+    prepare,
+    read_store,
+    resolve_store,
+)
 from metadist.data.locations import cache_folder
 from metadist.errors import UserError
 
@@ -87,6 +96,28 @@ def test_prepared_once(make_folder: Maker, files: Files, cache: Path) -> None:
     assert again.path == first.path
     assert first.path.name.startswith("images-")
     assert stores(cache) == [first.path.name]
+
+
+def test_found_without_preparing(make_folder: Maker, files: Files, cache: Path, tmp_path: Path) -> None:
+    images = DataConfig(source=str(make_folder(files)), cache=str(cache))
+    assert find_store(images) is None
+    assert not cache.exists()
+    made = resolve_store(images)
+    found = find_store(images)
+    assert found is not None
+    assert found.path == made.path
+    opened = find_store(DataConfig(source=str(made.path)))
+    assert opened is not None
+    assert opened.path == made.path
+    remote = DataConfig(source=made.path.as_uri(), cache=str(tmp_path / "other"))
+    assert find_store(remote) is None
+    assert not (tmp_path / "other").exists()
+    fetched = resolve_store(remote)
+    again = find_store(remote)
+    assert again is not None
+    assert again.path == fetched.path
+    with pytest.raises(UserError, match=r"data\.size"):
+        find_store(DataConfig(source=str(made.path), size=made.shape[1] + 1))
 
 
 def test_each_option_has_its_store(make_folder: Maker, files: Files, cache: Path) -> None:

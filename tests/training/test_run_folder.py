@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 
 from metadist.errors import UserError
-from metadist.training.run_folder import LeaseLost, RunFolder, checkpoint_name, checkpoint_version
+from metadist.training.run_folder import (
+    LeaseLost,
+    RunFolder,
+    check_writable,
+    checkpoint_name,
+    checkpoint_version,
+    subfolders,
+)
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -179,3 +186,34 @@ def test_a_broken_lease_is_the_users(folder: RunFolder) -> None:
     folder.write("lease.json", b"{")
     with pytest.raises(UserError, match=r"lease\.json"):
         folder.acquire()
+
+
+def test_state_of_the_lease(folder: RunFolder, tmp_path: Path) -> None:
+    assert folder.lease_state() == "free"
+    held = folder.acquire()
+    assert folder.lease_state() == "held"
+    lease = tmp_path / "run" / "lease.json"
+    lease.write_text(json.dumps(json.loads(lease.read_text()) | {"started": "before the flood"}))
+    assert folder.lease_state() == "abandoned"
+    held.release()
+    assert folder.lease_state() == "free"
+
+
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_folders_below(tmp_path: Path, as_uri: bool) -> None:
+    location = tmp_path.as_uri() if as_uri else str(tmp_path)
+    for name in ("b", "a", ".hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("")
+    assert subfolders(location + "/") == [f"{location}/a", f"{location}/b"]
+    assert subfolders(f"{location}/nowhere") == []
+
+
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_whether_a_place_can_be_written(tmp_path: Path, as_uri: bool) -> None:
+    place = tmp_path / "not" / "yet"
+    check_writable(place.as_uri() if as_uri else str(place))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "not").write_text("a file")
+    with pytest.raises(UserError, match="a place where files can be written"):
+        check_writable(place.as_uri() if as_uri else str(place))
