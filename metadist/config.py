@@ -142,6 +142,42 @@ class CheckpointConfig:
         _at_least(self, every=1, keep=1)
 
 
+@dataclass(frozen=True)
+class TuneConfig:
+    """A sweep over the job's fields (`metadist tune`); says nothing about a single run."""
+
+    #: fields by dotted path, each {uniform | loguniform | integers | logintegers: [low, high]} or
+    #: {choice | grid: [value, …]}; null sweeps learner.inner_lr and optimizer.lr
+    space: dict[str, Any] | None = None
+    #: trials to begin with, beside the drawn ones: values by dotted path, the other fields as in the job
+    initial: list[dict[str, Any]] = field(default_factory=list)
+    #: trials to draw; with a grid, for each of its points
+    num_samples: int = 10
+    #: figure of the validations to go by; null: accuracy, or loss where there is no accuracy
+    metric: Literal["accuracy", "loss", "precision", "recall", "f1"] | None = None
+    #: whether more of it is better; null: min for loss, max otherwise
+    mode: Literal["max", "min"] | None = None
+    #: what ends bad trials early: successive halving, the median of the others, nothing
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    #: outer steps that every trial may take; null: up to the first validation
+    grace: int | None = None
+    #: asha lets about one in so many trials go on at each rung, and rungs are so many times apart
+    reduction: float = 3.0
+    #: how values are drawn: independently, or by Optuna from what earlier trials gave
+    search: Literal["random", "optuna"] = "random"
+    #: trials at a time; null: as many as there are CPUs for
+    max_concurrent: int | None = None
+    #: seconds after which the sweep ends; trials under way can be gone on with by --resume
+    time_budget: float | None = None
+    #: a trial's resources where they differ from the job's: workers, cpus_per_worker, …
+    resources: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _at_least(self, num_samples=1, grace=1, max_concurrent=1, time_budget=1)
+        if not self.reduction > 1:
+            raise UserError("reduction", self.reduction, "a number above 1")
+
+
 #: bytes of a job's name: file systems take 255, of which a run's time and number need some
 MAX_NAME = 200
 
@@ -174,6 +210,7 @@ class Job:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
         _at_least(self, seed=0, steps=1)
@@ -376,6 +413,8 @@ def describe_type(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments)) if len(arguments) > 1 else str(arguments[0])
     if typing.get_origin(hint) is list:
         return "a list, each " + describe_type(arguments[0])
+    if typing.get_origin(hint) is dict:
+        return "a section"
     return " or ".join(describe_type(argument) for argument in arguments)
 
 
@@ -385,8 +424,11 @@ def _hint(hint: Any, value: Any) -> str:
 
 
 def job_dict(job: Job) -> dict[str, Any]:
-    """The resolved job as plain data, every default filled in."""
-    return dataclasses.asdict(job)
+    """The resolved job as plain data, every default filled in; `tune` only where there is one."""
+    content = dataclasses.asdict(job)
+    if job.tune == TuneConfig():
+        del content["tune"]
+    return content
 
 
 def dump_job(job: Job) -> str:
@@ -395,7 +437,7 @@ def dump_job(job: Job) -> str:
 
 
 #: sections that say where a job runs and what it is called, not what it computes
-PLACEMENT = ("name", "runtime", "storage", "resources", "tracking")
+PLACEMENT = ("name", "runtime", "storage", "resources", "tracking", "tune")
 
 
 def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:

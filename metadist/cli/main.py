@@ -33,6 +33,7 @@ def _app() -> typer.Typer:
     from metadist.cli.runs import app as runs_app
     from metadist.cli.submit import submit_command
     from metadist.cli.train import train_command
+    from metadist.cli.tune import tune_command
     from metadist.cli.ui import ui_command
 
     app = typer.Typer(
@@ -44,6 +45,7 @@ def _app() -> typer.Typer:
     )
     app.callback()(_root)
     app.command("train")(train_command)
+    app.command("tune")(tune_command)
     app.command("evaluate")(evaluate_command)
     app.command("submit")(submit_command)
     app.command("ui")(ui_command)

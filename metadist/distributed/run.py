@@ -47,6 +47,8 @@ class RunOptions:
         stop: asked after every step; true ends the run with a checkpoint.
         fault: called at named points of the actors' work; for tests.
         data_progress: told of images that are being prepared (done, of).
+        run: the run's id; its folder is exactly `storage/run`, and is gone on with if it is there already.
+        test: whether to judge the best version on the test tasks at the end.
     """
 
     address: str | None = None
@@ -55,6 +57,8 @@ class RunOptions:
     stop: Callable[[], bool] = lambda: False
     fault: FaultHook | None = None
     data_progress: DataProgress | None = None
+    run: str | None = None
+    test: bool = True
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ def _plan(prepared: _Prepared, options: RunOptions) -> TrainPlan:
     valid, tests = None, {}
     if experiment.distribution.has("valid"):
         valid = evaluation_plan(job, "valid", job.evaluation.tasks, episode, steps)
-    if experiment.distribution.has("test"):
+    if options.test and experiment.distribution.has("test"):
         tests["test"] = evaluation_plan(job, "test", test_tasks, episode, steps)
         if job.tasks.query != episode.query:
             # Where a batch normalises itself the number of query examples changes the figure: show both.
@@ -226,7 +230,7 @@ def _run(
         # Only now is there anything to write down: a job that cannot start leaves nothing behind.
         held = _hold(folder, job, resume)
         logs.keep_in(held)
-        tracker.start(run, _flat(config.job_dict(job)), _tags(), about.get("mlflow_run_id"))
+        tracker.start(run, flat_params(config.job_dict(job)), run_tags(), about.get("mlflow_run_id"))
         tracker.text("job.yaml", config.dump_job(job))
         recorder = Recorder(held, tracker, _metered(display, prepared), start, about, job.tasks.batch)
         plan = _plan(prepared, options)
@@ -336,7 +340,8 @@ def _tested_state(folder: RunFolder, version: int) -> OuterState:
     return decode_checkpoint(folder.read(name), f"{folder.location}/{name}").state
 
 
-def _tags() -> dict[str, str]:
+def run_tags() -> dict[str, str]:
+    """Marks of a run in MLflow: version and machine."""
     return {
         VERSION_TAG: metadist.__version__,
         "metadist.host": socket.gethostname(),
@@ -345,9 +350,10 @@ def _tags() -> dict[str, str]:
     }
 
 
-def _flat(content: dict[str, Any], path: str = "") -> dict[str, object]:
+def flat_params(content: dict[str, Any], path: str = "") -> dict[str, object]:
+    """A job's content by dotted path."""
     flat: dict[str, object] = {}
     for key, value in content.items():
         place = f"{path}.{key}" if path else key
-        flat |= _flat(value, place) if isinstance(value, dict) and value else {place: value}
+        flat |= flat_params(value, place) if isinstance(value, dict) and value else {place: value}
     return flat

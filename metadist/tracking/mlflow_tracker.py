@@ -52,9 +52,11 @@ class MlflowTracker(Tracker):
         uri: the store's resolved address.
         experiment: the experiment's name.
         say: tells the user one line; called from the thread.
+        mark: names the run for good; a run that has it already is gone on with.
     """
 
-    def __init__(self, uri: str, experiment: str, say: Callable[[str], None]) -> None:
+    def __init__(self, uri: str, experiment: str, say: Callable[[str], None], mark: str | None = None) -> None:
+        self._mark = mark
         self._shown_uri, self._say = mask_passwords(uri), say
         self._store = RunStore(uri, experiment, self._tell)
         self._request: RunRequest | None = None
@@ -78,7 +80,7 @@ class MlflowTracker(Tracker):
         """Begin to record (see `Tracker.start`); returns before the store is contacted."""
         if self._request is not None:
             raise RuntimeError("the tracker was started already")
-        self._request = RunRequest(name, dict(params), dict(tags), run_id)
+        self._request = RunRequest(name, dict(params), dict(tags), run_id, self._mark)
         self._thread.start()
 
     @property

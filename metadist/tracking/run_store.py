@@ -57,9 +57,16 @@ class RunRequest:
     tags: Mapping[str, str]
     #: The run to go on with, if any.
     run_id: str | None
+    #: Names the run for good, where its maker may be killed before it has written down the run's id.
+    mark: str | None = None
     #: Marks the run that this request made, so that a repeated request finds it again when the store
     #: made it but the answer was lost.
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def start(self) -> str:
+        """What the run's start tag says."""
+        return self.mark or self.attempt
 
 
 @functools.lru_cache(maxsize=4096)
@@ -90,6 +97,7 @@ class RunStore:
         self._watch: DatabaseWatch | None = None
         self._tries = 0
         self._last_steps: dict[str, int] = {}
+        self._reopened = False
         self.run_id: str | None = None
 
     def open(self, request: RunRequest) -> str:
@@ -97,7 +105,9 @@ class RunStore:
         self._connect()
         self._tries += 1
         if self.run_id is None:
-            reopened = self._reopen(request.run_id) if request.run_id else None
+            known = request.run_id or self._marked(request)
+            reopened = self._reopen(known) if known else None
+            self._reopened = reopened is not None
             self.run_id = reopened or self._make(request)
         self._describe(self.run_id, request)
         return self.run_id
@@ -211,18 +221,23 @@ class RunStore:
 
     def _make(self, request: RunRequest) -> str:
         experiment_id = self._experiment_id()
-        if self._tries > 1:
-            query = f"tags.`{_ATTEMPT_TAG}` = '{request.attempt}'"
-            made = self._client.search_runs([experiment_id], filter_string=query, max_results=1)
-            if made:
-                return str(made[0].info.run_id)
+        if self._tries > 1 and request.mark is None and (made := self._search(experiment_id, request)):
+            return made
         tags = {
             "mlflow.user": _user(),
             "mlflow.source.name": "metadist",
             "mlflow.source.type": "LOCAL",
-            _ATTEMPT_TAG: request.attempt,
+            _ATTEMPT_TAG: request.start,
         }
         return str(self._client.create_run(experiment_id, tags=tags, run_name=request.name).info.run_id)
+
+    def _marked(self, request: RunRequest) -> str | None:
+        return None if request.mark is None else self._search(self._experiment_id(), request)
+
+    def _search(self, experiment_id: str, request: RunRequest) -> str | None:
+        query = f"tags.`{_ATTEMPT_TAG}` = '{request.start}'"
+        made = self._client.search_runs([experiment_id], filter_string=query, max_results=1)
+        return str(made[0].info.run_id) if made else None
 
     def _describe(self, run_id: str, request: RunRequest) -> None:
         from mlflow.entities import Param, RunTag
@@ -230,7 +245,7 @@ class RunStore:
         params = {clean_name(k): mask_passwords(str(v))[:_PARAM_LENGTH] for k, v in request.params.items()}
         tags = {clean_name(k): mask_passwords(str(v)) for k, v in request.tags.items()}
         stored: dict[str, str] = {}
-        if request.run_id == run_id or self._tries > 1:
+        if self._reopened or self._tries > 1:
             stored = dict(self._client.get_run(run_id).data.params)
         # MLflow never lets a parameter change; what a resumed job sets otherwise goes into a tag.
         changed = {k: v for k, v in params.items() if k in stored and stored[k] != v}
