@@ -60,14 +60,16 @@ def sweep_map(
         scale: factor for the numbers shown (100 for percent).
     """
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import LogNorm, Normalize
 
     figure = _figure(7.4, 5.6)
     axis = figure.subplots()
     good = [p for p in points if p.value is not None and not p.broken]
     values = [p.value * scale for p in good if p.value is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    norm = Normalize(low, high if high > low else low + 1e-9)
+    # Over more than two powers of ten a linear scale shows the worst trial only.
+    steep = low > 0 and high > 100 * low
+    norm = LogNorm(low, high) if steep else Normalize(low, high if high > low else low + 1e-9)
     colours = ScalarMappable(norm, "viridis" if better == "max" else "viridis_r")
     for name, which in zip("xy", axes, strict=True):
         getattr(axis, f"set_{name}label")(which.label)

@@ -49,6 +49,12 @@ class Dimension:
         """Whether each power of ten is as likely as the next."""
         return self.kind in ("loguniform", "logintegers")
 
+    @property
+    def extremes(self) -> list[Any]:
+        """Both bounds, of the type that is drawn, or every value."""
+        drawn_as = float if self.kind in ("uniform", "loguniform") else lambda value: value
+        return [drawn_as(value) for value in self.values]
+
     def draw(self, rng: np.random.Generator) -> Any:
         """One value."""
         if self.kind not in RANGES:
@@ -232,7 +238,7 @@ def check_space(job: Job, space: Sequence[Dimension]) -> None:
     """
     _try(job, {}, "tune.resources", job.tune.resources)
     for dimension in space:
-        for value in dimension.values:
+        for value in dimension.extremes:
             _try(job, {dimension.path: value}, f"tune.space.{dimension.path}", value)
     for number, values in enumerate(initial_trials(job, space)):
         _try(job, values, f"tune.initial.{number}", values)
