@@ -47,7 +47,6 @@ class RunOptions:
         stop: asked after every step; true ends the run with a checkpoint.
         fault: called at named points of the actors' work; for tests.
         data_progress: told of images that are being prepared (done, of).
-        run: the run's id; its folder is exactly `storage/run`, and is gone on with if it is there already.
         test: whether to judge the best version on the test tasks at the end.
     """
 
@@ -57,7 +56,6 @@ class RunOptions:
     stop: Callable[[], bool] = lambda: False
     fault: FaultHook | None = None
     data_progress: DataProgress | None = None
-    run: str | None = None
     test: bool = True
 
 

@@ -131,7 +131,7 @@ def _run(
     trial = trial_job(job, {})
     at_once = _at_once(job, trial)
     r = trial.resources
-    workers = r.workers if trial.runtime == "ray" else 1
+    workers = r.most if trial.runtime == "ray" else 1
     session = ray_session(options.address, workers * r.cpus_per_worker * at_once, workers * r.gpus_per_worker)
     with tempfile.TemporaryDirectory(prefix="metadist-") as scratch, session:
         held = _hold(folder, job, record)
@@ -163,7 +163,7 @@ def _at_once(job: Job, trial: Job) -> int:
     """Trials at a time in an embedded session: as asked for, or as many as this machine has CPUs for."""
     if job.tune.max_concurrent is not None:
         return job.tune.max_concurrent
-    workers = trial.resources.workers if trial.runtime == "ray" else 1
+    workers = trial.resources.most if trial.runtime == "ray" else 1
     return max(1, math.floor((os.cpu_count() or 1) / max(0.01, workers * trial.resources.cpus_per_worker)))
 
 

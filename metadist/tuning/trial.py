@@ -67,7 +67,7 @@ def placement(job: Job) -> tune.PlacementGroupFactory:
     bundle = {"CPU": r.cpus_per_worker} | ({"GPU": r.gpus_per_worker} if r.gpus_per_worker else {})
     if job.runtime == "inprocess":
         return tune.PlacementGroupFactory([bundle])
-    return tune.PlacementGroupFactory([{}, *[bundle] * r.workers], strategy="PACK")
+    return tune.PlacementGroupFactory([{}, *[bundle] * r.most], strategy="PACK")
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]

@@ -36,11 +36,14 @@ def job(**tune: Any) -> Job:
 def refused(**tune: Any) -> UserError:
     """What is said of a sweep, by the parts that look at it in turn."""
     with pytest.raises(UserError) as caught:
-        made = job(**tune)
-        space = read_space(made)
-        check_space(made, space)
-        metric_of(made.tune, False)
+        _look_at(tune)
     return caught.value
+
+
+def _look_at(tune: dict[str, Any]) -> None:
+    made = job(**tune)
+    check_space(made, read_space(made))
+    metric_of(made.tune, False)
 
 
 def test_rates_are_swept_together_by_default() -> None:
