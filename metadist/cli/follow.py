@@ -103,7 +103,7 @@ def follow_job(jobs: ClusterJobs, attempt: Attempt, view: LogView, address: str 
             break
         except Unreachable as error:
             say(f"{error}")
-            say(f"lost sight of {attempt.id}, which goes on. To see it again: {again}")
+            say(f"lost sight of {attempt.id}, which goes on if its cluster does. To see it again: {again}")
             return 1
         except KeyboardInterrupt:
             if not _wants_stop():

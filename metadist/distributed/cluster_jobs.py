@@ -20,6 +20,8 @@ from metadist.errors import UserError, nearest
 QUIET_SECONDS = 15.0
 #: seconds for which a dashboard that is lost is tried again
 LOST_SECONDS = 60.0
+#: seconds between two looks at a job, and the first pause of those for a lost dashboard
+PAUSE_SECONDS = 0.5
 #: seconds that Ray leaves a job to end in, where the job does not say
 RAY_GRACE_SECONDS = 3.0
 #: seconds beyond them within which the cluster must have noted the end
@@ -151,7 +153,7 @@ class ClusterJobs:
         """
         deadline = time.monotonic() + attempt.grace + MARGIN_SECONDS
         while not (now := self.refresh(attempt)).over and time.monotonic() < deadline:
-            time.sleep(0.5)
+            time.sleep(PAUSE_SECONDS)
         return now
 
     def follow(self, attempt: Attempt, write: Callable[[str], None], shown: int = 0) -> Attempt:
@@ -186,11 +188,11 @@ class ClusterJobs:
             show(text, 0)
             if now.over:
                 return now
-            await asyncio.sleep(1)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _look(self, attempt: Attempt) -> tuple[Attempt, str]:
         """Its state and its log; a dashboard that is lost is tried again for a while."""
-        pause, deadline = 0.5, time.monotonic() + LOST_SECONDS
+        pause, deadline = PAUSE_SECONDS, time.monotonic() + LOST_SECONDS
         while True:
             try:
                 now = self.refresh(attempt)

@@ -83,7 +83,7 @@ def _authentication_mode(url: str) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise no_dashboard(url, "the answer is something else") from error
     except (OSError, http.client.HTTPException) as error:
-        raise unreachable(url, getattr(error, "reason", error)) from error
+        raise unreachable(url, error) from error
 
 
 def no_dashboard(url: str, problem: str) -> UserError:
@@ -93,8 +93,11 @@ def no_dashboard(url: str, problem: str) -> UserError:
     return UserError("--address", url, f"the address of a Ray dashboard ({problem})", hint)
 
 
-def unreachable(url: str, reason: object) -> Unreachable:
-    """What is said of an address at which nothing answers as it should, for a reason that the system gave."""
+def unreachable(url: str, error: BaseException) -> Unreachable:
+    """What is said of an address at which nothing answers as it should."""
+    reason = error
+    while reason.__context__ is not None:  # libraries wrap what the system said
+        reason = reason.__context__
     text, host = str(reason), urlsplit(url).hostname
     if "SSL" in text or "CERTIFICATE" in text:
         known = "WRONG_VERSION" in text or "RECORD_LAYER" in text
