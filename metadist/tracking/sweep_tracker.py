@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -57,7 +58,11 @@ class SweepTracker:
     ) -> str | None:
         """Begin the parent run (see `Tracker.start`); its id, or None when the store does not answer by now."""
         self._parent.start(name, params, tags, run_id)
-        return self._parent.wait_for_run_id(_PARENT_SECONDS)
+        deadline = time.monotonic() + (0.0 if isinstance(self._parent, NullTracker) else _PARENT_SECONDS)
+        while time.monotonic() < deadline and self._parent.problem is None:
+            if (found := self._parent.wait_for_run_id(_PARENT_SECONDS / 30)) is not None:
+                return found
+        return None
 
     @property
     def parent(self) -> Tracker:

@@ -124,9 +124,7 @@ class Follower(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         found = self._of(trial)
-        text = str(trial.get_error() if hasattr(trial, "get_error") else "")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        found.state, found.reason = "failed", (lines[-1] if lines else "no reason was given")[:500]
+        found.state, found.reason = "failed", f"its process died {trial.num_failures} times"
         self._end(found)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,7 +82,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """Start the thread, which waits for the first `step`."""
         if plan is not None:
             self._plan: TrialPlan = plan
-        self._results: queue.Queue[Result | Exception] = queue.Queue()
+        self._results: queue.Queue[Result] = queue.Queue()
         self._go = threading.Semaphore(0)
         self._halt = threading.Event()
         trial = TrialRecord(config["trial"], config["values"])
@@ -93,13 +94,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._go.release()
         while True:
             with contextlib.suppress(queue.Empty):
-                result = self._results.get(timeout=1.0)
-                break
+                return self._results.get(timeout=1.0)
             if not self._thread.is_alive() and self._results.empty():
                 raise RuntimeError("the trial's thread ended without a result")
-        if isinstance(result, Exception):
-            raise result
-        return result
 
     def cleanup(self) -> None:
         """End the training, wherever it is, and its actors."""
@@ -121,8 +118,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             self._results.put(run_trial(self._plan, trial, self._hand_over))
         except Halted:
             pass
-        except Exception as error:
-            self._results.put(error)
 
     def _hand_over(self, result: Result) -> None:
         self._results.put(result)
@@ -155,16 +150,27 @@ def run_trial(plan: TrialPlan, trial: TrialRecord, hand_over: Callable[[Result],
         if summary.get("outcome") in ("finished", "early"):
             reporter.tell_again(folder, summary["step"])
             return reporter.last("finished")
-    names = folder.checkpoints() if folder.exists() else []
+    names = folder.checkpoints() if folder.exists("checkpoints") else []
     if names:
         reporter.tell_again(folder, checkpoint_version(names[-1]))
-    _await_lease(folder)
     try:
+        _await_lease(folder)
         summary = train_job(job, reporter, RunOptions(stop=reporter.stopping, run=trial.folder, test=False))
     except Diverged as error:
         return reporter.last("diverged", str(error)) | {plan.metric: math.nan}
+    except Halted:
+        raise
+    except Exception as error:  # the other trials may do better; what Tune tries again is a process that died
+        with contextlib.suppress(Exception):
+            folder.write("error.txt", traceback.format_exc().encode())
+        return reporter.last("failed", _in_one_line(error)) | {plan.metric: math.nan}
     reporter.version = summary["step"]
     return reporter.last("unfinished" if summary["outcome"] == "stopped" else "finished")
+
+
+def _in_one_line(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:500]
 
 
 def _await_lease(folder: RunFolder) -> None:

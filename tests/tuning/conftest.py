@@ -114,3 +114,20 @@ def await_record() -> Callable[..., dict[str, Any]]:
         raise AssertionError("the sweep did not come to the wanted state")
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def swept(ray: Any, tmp_path_factory: pytest.TempPathFactory, metadist: Callable[..., Any]) -> Any:
+    """A small sweep by the command line: a good point, a bad one, one that diverges, two that are drawn."""
+    folder = tmp_path_factory.mktemp("swept")
+    job = folder / "job.yaml"
+    job.write_text(f"{SWEEP}tracking: {{uri: 'sqlite:///{folder}/mlflow.db', experiment: sweeps}}\n")
+    ended = metadist("tune", str(job), "--storage", str(folder / "runs"), "--json")
+    assert ended.code == 0, ended.err
+    return ended
+
+
+@pytest.fixture
+def place(swept: Any) -> Path:
+    """Folder of the finished sweep; only read it."""
+    return Path(swept.result["sweep_dir"])

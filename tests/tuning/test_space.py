@@ -36,11 +36,11 @@ def job(**tune: Any) -> Job:
 def refused(**tune: Any) -> UserError:
     """What is said of a sweep, by the parts that look at it in turn."""
     with pytest.raises(UserError) as caught:
-        _look_at(tune)
+        look_at(tune)
     return caught.value
 
 
-def _look_at(tune: dict[str, Any]) -> None:
+def look_at(tune: dict[str, Any]) -> None:
     made = job(**tune)
     check_space(made, read_space(made))
     metric_of(made.tune, False)
