@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ class Optuna(Proposer):
             self._study.tell(asked, trial.best if good else None, state=states.COMPLETE if good else states.FAIL)
             return
         params = {d.path: self._param(d, trial.values[d.path]) for d in self._space}
-        if all(self._distributions[path]._contains(value) for path, value in params.items()):
+        with contextlib.suppress(ValueError):  # an initial trial outside of the space
             made = self._optuna.trial.create_trial(
                 params=params,
                 distributions=self._distributions,
