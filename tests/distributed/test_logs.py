@@ -182,14 +182,25 @@ def kinds(point: str) -> list[str]:
     return [f"{kind} at {point}" for kind in ("printed", "warned", "logged", "written")] + ["most recent call first"]
 
 
-def test_everything_that_actors_print(ray: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    summary = train_job(job(tmp_path), Notes(), RunOptions(fault=chatter(3)))
+def test_a_run_that_loses_a_worker(ray: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Everything that its actors print, and what Ray tells of the loss, is in the folder and not on the console."""
+    say, kill = chatter(3), KillOnce("work", 4, str(tmp_path / "struck"))
+
+    def fault(point: str, version: int) -> None:
+        say(point, version)
+        kill(point, version)
+
+    summary = train_job(job(tmp_path), Notes(), RunOptions(fault=fault))
+    assert Path(kill.marker).exists()
+    assert summary["worker_losses"] == 1
     folder = Path(summary["run_dir"])
     for name, point in (("worker-0", "work"), ("server", "apply")):
         found = text(folder, name)
         assert not [kind for kind in kinds(point) if kind not in found], found
+    assert "A worker died or was killed" in text(folder, "ray")
     console = capfd.readouterr()
     assert " at work" not in console.out + console.err
+    assert "raylet" not in console.out + console.err
 
 
 @pytest.mark.parametrize(("point", "actor"), [("work", "worker-0"), ("apply", "server")])
@@ -212,13 +223,3 @@ def test_a_failed_run_ends_with_the_lines(
     (folder,) = (path.parent for path in tmp_path.glob("*/run.json"))
     assert f"logs: {folder}/logs" in end
     assert f"printed at {point}" in text(folder, actor)
-
-
-def test_what_ray_tells_of_a_killed_worker(ray: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    fault = KillOnce("work", 4, str(tmp_path / "struck"))
-    summary = train_job(job(tmp_path), Notes(), RunOptions(fault=fault))
-    assert Path(fault.marker).exists()
-    assert summary["worker_losses"] == 1
-    assert "A worker died or was killed" in text(Path(summary["run_dir"]), "ray")
-    console = capfd.readouterr()
-    assert "raylet" not in console.out + console.err

@@ -37,15 +37,14 @@ def test_libraries() -> None:
 
 
 def test_libraries_of_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = machine_checks._requirements()
-
     def missing(name: str) -> Any:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr("importlib.metadata.metadata", missing)
     python, requirements = machine_checks._requirements()
-    assert {r.name for r in requirements} == {r.name for r in installed[1]}
-    assert python
+    assert {"ray", "torch", "mlflow"} <= {requirement.name for requirement in requirements}
+    assert "pytest" not in {requirement.name for requirement in requirements}
+    assert python.startswith(">=3.")
 
 
 @pytest.mark.parametrize(("version", "wrong"), [("1.13.1", "torch 1.13.1 is not >=2.6"), (None, "torch is missing")])
