@@ -66,8 +66,8 @@ def ray_and_nodes(address: str | None, job: Job | None) -> Iterator[Finding]:
             yield from _nodes(job, embedded=address is None)
     except UserError as error:
         advice = (
-            f"{error.hint} If the address is right, compare the tokens (a wrong one looks as if nobody answered) and "
-            "the versions of Ray and Python, which must be the same."
+            f"{error.hint} If the address is right: the cluster's token must be here too, and its versions of Ray and "
+            "Python must be these."
         )
         yield Finding("Ray", "problem", f"no cluster at {address}", advice)
 

@@ -109,6 +109,12 @@ def _connect(address: str) -> None:
             "--address",
             address,
             "the address of a running Ray cluster (HOST:PORT, local or auto)",
-            f"Nothing usable answers there ({str(error).strip().splitlines()[0][:200]}). "
+            f"Nothing usable answers there ({_reason(error)}). "
             "Leave --address out for an embedded Ray.",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    if "authentication" in f"{error} {error.__cause__}".lower():
+        return "the cluster's token is not here, or another one is"
+    return str(error).strip().splitlines()[0][:200]

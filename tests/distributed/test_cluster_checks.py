@@ -102,7 +102,7 @@ def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     (found,) = examine([("Ray", lambda: ray_and_nodes("127.0.0.1:1", None))])
     assert (found.name, found.state, found.found) == ("Ray", "problem", "no cluster at 127.0.0.1:1")
-    assert "compare the tokens" in found.advice
+    assert "token must be here too" in found.advice
 
 
 FACTS = {"device": "A", "capability": "AVX2", "metadist": "1", "ray": "2"}
