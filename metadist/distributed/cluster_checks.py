@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import stat
@@ -14,6 +15,7 @@ import torch
 import metadist
 from metadist.config import Job
 from metadist.distributed.diagnosis import Finding
+from metadist.distributed.local_cluster import use_local_cluster
 from metadist.distributed.machine_checks import workers
 from metadist.distributed.session import ray_session
 from metadist.errors import UserError
@@ -28,6 +30,9 @@ _COPY = (
 
 def token(address: str | None) -> Finding:
     """The token that Ray's ports ask for."""
+    if address is not None:
+        with contextlib.suppress(UserError):  # that there is none is told when it is connected to
+            use_local_cluster(address)
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         advice = "Ray's ports are open to everybody who can reach this machine: unset RAY_AUTH_MODE."
         return Finding("Ray's token", "warning", f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}", advice)

@@ -89,7 +89,7 @@ def processors(job: Job | None, embedded: bool) -> Finding:
     usable, limits = usable_cores()
     found = f"{usable:g} of {os.cpu_count()} cores usable{limits}; {cpu_name()}"
     if job is not None and embedded:
-        asked = workers(job) * job.resources.cpus_per_worker
+        asked = job.resources.most * job.resources.cpus_per_worker
         if asked > usable:
             advice = "They will share cores and be slow: lower resources.workers or resources.cpus_per_worker."
             return Finding("processors", "warning", f"{found}; the job's workers ask for {asked:g}", advice)
@@ -124,7 +124,7 @@ def _control(name: str) -> str:
 def memory(job: Job | None, embedded: bool) -> Finding:
     """Memory that is free for this process, against what a run takes at least."""
     total, free, limits = _memory()
-    processes = 2 + (workers(job) if job is not None and embedded else 0)  # the driver and the server
+    processes = 2 + (job.resources.most if job is not None and embedded else 0)  # the driver and the server
     need = processes * PROCESS_BYTES + (OBJECT_STORE_BYTES if embedded else 0)
     found = f"{_bytes(free)} of {_bytes(total)} free{limits}"
     if free < need:
@@ -241,8 +241,9 @@ def shared_memory() -> Finding:
 
 
 def workers(job: Job) -> int:
-    """How many workers a job has at most."""
-    return job.resources.most
+    """How many workers a job cannot start without."""
+    resources = job.resources
+    return resources.most if isinstance(resources.workers, int) else resources.least
 
 
 def _room(name: str, place: str) -> Finding:

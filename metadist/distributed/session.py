@@ -109,8 +109,7 @@ def _connect(address: str) -> None:
             "--address",
             address,
             "the address of a running Ray cluster (HOST:PORT, local or auto)",
-            f"Nothing usable answers there ({_reason(error)}). "
-            "Leave --address out for an embedded Ray.",
+            f"Nothing usable answers there ({_reason(error)}). Leave --address out for an embedded Ray.",
         ) from error
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -14,13 +19,12 @@ from metadist.distributed.diagnosis import examine
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without a token."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home without a token. The whole environment is put back afterwards: the local cluster's check changes it."""
+    with mock.patch.dict(os.environ, {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}):
+        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "METADIST_CLUSTER"):
+            os.environ.pop(name, None)
+        yield tmp_path
 
 
 def write(path: Path, content: str, mode: int = 0o600) -> Path:
@@ -66,6 +70,24 @@ def test_token_in_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "secret" not in found.found
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert token(None).state == "warning"
+
+
+def test_token_of_the_local_cluster(home: Path) -> None:
+    file = write(home / "cluster" / "token", "of the head")
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        state = {"address": f"127.0.0.1:{head.getsockname()[1]}", "dashboard": "http://127.0.0.1:1", "token": str(file)}
+        (home / "cluster" / "cluster.json").write_text(json.dumps(state))
+        os.environ["METADIST_CLUSTER"] = str(home / "cluster")
+        assert token("local").found == f"in {file}"
+    os.environ["METADIST_CLUSTER"] = str(home)
+    del os.environ["RAY_AUTH_TOKEN_PATH"]
+    assert token("local").state == "problem"
+
+
+def test_an_elastic_job_needs_its_fewest_workers(ray: Any) -> None:
+    for least, state in ((4, "ok"), (5, "problem")):
+        job = parse_job({"resources": {"workers": {"min": least, "max": 9}}})
+        assert next(iter(ray_and_nodes("this session", job))).state == state
 
 
 def test_nodes_of_one_kind(ray: Any) -> None:
