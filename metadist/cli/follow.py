@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 #: what Ray puts before a driver's own lines
 _PREAMBLE = re.compile(r"\S+ \S+\s+INFO job_manager\.py:.* Runtime env is setting up\.|Running entrypoint for job .*")
-#: lines of what the cluster says about a job that never began
-_MESSAGE_LINES = 12
 
 
 def say(text: str) -> None:
@@ -117,8 +115,13 @@ def follow_job(jobs: ClusterJobs, attempt: Attempt, view: LogView, address: str 
     return ended.exit_code or 0
 
 
+def on_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _wants_stop() -> bool:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not on_terminal():
         return False
     try:
         answer = str(
@@ -135,8 +138,8 @@ def _wants_stop() -> bool:
 def say_end(attempt: Attempt, view: LogView) -> None:
     """How a job ended, and what its log does not say of it."""
     if attempt.status == "FAILED" and attempt.driver_code is None:
-        lines = attempt.message.strip().splitlines()
-        typer.echo("\n".join(lines[:_MESSAGE_LINES]), err=True)
+        # Of a traceback of Ray's own the first line and the last say something to its users.
+        typer.echo("\n".join(line for line in attempt.message.splitlines() if line[:1].strip()), err=True)
     took = "" if None in (attempt.started, attempt.ended) else f" after {duration(attempt)}"
     code = f" with exit code {attempt.exit_code}" if attempt.status == "FAILED" else ""
     say(f"{attempt.id} {attempt.status}{code}{took}")

@@ -101,7 +101,7 @@ def packed(request: Request, mode: str) -> Iterator[Submission]:
         # Ray would install a wheel with all its dependencies, on each node anew, by a pip that may not be there, and
         # know it by its name alone: a changed checkout of the same version would run as it was. A package's folder
         # is known by its content, and put before whatever is installed, in the driver and in every worker.
-        modules = [str(Path(metadist.__file__).parent)] if request.package else []
+        modules = {"py_modules": [str(Path(metadist.__file__).parent)]} if request.package else {}
         variables = {GRACE_VARIABLE: str(GRACE_SECONDS), **request.environment}
         if mode == "disabled":
             variables.setdefault("RAY_AUTH_MODE", mode)  # metadist would ask for a token, and the nodes have none
@@ -110,9 +110,9 @@ def packed(request: Request, mode: str) -> Iterator[Submission]:
             entrypoint=command(Path(file).resolve().relative_to(folder.resolve()).as_posix(), request),
             runtime_env={
                 "working_dir": str(folder),
-                "py_modules": modules,
                 "excludes": EXCLUDED,
                 "env_vars": variables,
+                **modules,
             },
             metadata={NAME_KEY: request.name, RUN_KEY: f"{request.job.storage.rstrip('/')}/{request.name}"},
         )

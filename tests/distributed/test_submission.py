@@ -129,7 +129,7 @@ def test_metadist_itself_is_sent_unless_the_cluster_has_it(file: Path) -> None:
     with packed(request(file), "token") as sent:
         assert sent.runtime_env["py_modules"] == [str(Path(metadist.__file__).parent)]
     with packed(request(file, package=False), "token") as sent:
-        assert sent.runtime_env["py_modules"] == []
+        assert "py_modules" not in sent.runtime_env  # Ray fails on an empty list
 
 
 def test_a_cluster_without_tokens_is_not_asked_for_one(file: Path) -> None:
