@@ -93,7 +93,7 @@ def shorthands(given: Mapping[str, Any]) -> list[str]:
         "storage": "storage",
         "name": "name",
     }
-    values = {fields[key]: value for key, value in given.items() if value not in (None, False)}
+    values = {fields[key]: value for key, value in given.items() if value is not None and value is not False}
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
