@@ -73,7 +73,9 @@ class StorePlace:
         return Parcel(manifest, tuple(ray.put(part) for part in pixels))
 
     def unpack(self, parcel: Parcel) -> None:
-        """On another node: put the store into the cache, unless another worker has done so meanwhile."""
+        """On any node: put the store into the cache, unless the node has it."""
+        if self.is_here():
+            return
         pixels = (ray.get(part, timeout=SEND_SECONDS) for part in parcel.parts)
         keep_store(parcel.manifest, pixels, cache_folder(self.cache), f"node {self.node}")
 

@@ -19,8 +19,10 @@ from ray import tune
 
 from metadist import config
 from metadist.config import Job
+from metadist.distributed.places import alive_nodes, check_places
 from metadist.distributed.run import DataProgress, flat_params, run_tags
 from metadist.distributed.session import ray_session
+from metadist.distributed.store_place import store_place
 from metadist.errors import UserError
 from metadist.tracking.sweep_tracker import SweepTracker
 from metadist.training.run_folder import RunFolder
@@ -134,6 +136,7 @@ def _run(
     workers = r.most if trial.runtime == "ray" else 1
     session = ray_session(options.address, workers * r.cpus_per_worker * at_once, workers * r.gpus_per_worker)
     with tempfile.TemporaryDirectory(prefix="metadist-") as scratch, session:
+        check_places(job)
         held = _hold(folder, job, record)
         sweep = _Sweep(job, space, held, record, proposer)
         ending = Ending(held, options.stop, job.tune.time_budget, say)
@@ -180,7 +183,9 @@ def _fit(sweep: _Sweep, ending: Ending, follower: Follower, trial: Job, limit: i
     scheduler = build_scheduler(job, record.metric, record.mode)
     replay(scheduler, record, folder)
     initial = len(initial_trials(job, sweep.space))
-    plan = TrialPlan(job, folder.location, folder.epoch, record.metric)
+    store = store_place(config.with_store(job, config.open_data(job)))
+    parcel = store.pack() if store is not None and alive_nodes() > 1 else None
+    plan = TrialPlan(job, folder.location, folder.epoch, record.metric, store, parcel)
     with _quiet():
         tune.run(
             tune.with_parameters(Trial, plan=plan),

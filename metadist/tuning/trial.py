@@ -20,6 +20,7 @@ from ray import tune
 
 from metadist.config import Job
 from metadist.distributed.run import RunOptions, train_job
+from metadist.distributed.store_place import Parcel, StorePlace
 from metadist.errors import UserError
 from metadist.outer import StrategyCheck
 from metadist.tracking import TrackingConfig
@@ -50,12 +51,24 @@ class TrialPlan:
         location: of the sweep's folder.
         session: the epoch of the driver's lease.
         metric: key of the validation's figure that is reported.
+        store, parcel: where a trial's node finds the job's data, and the data itself where there are other nodes
+            than the driver's.
     """
 
     job: Job
     location: str
     session: int
     metric: str
+    store: StorePlace | None = None
+    parcel: Parcel | None = None
+
+    def placed(self) -> Job:
+        """The job with its data where this process's node has it."""
+        if self.store is None:
+            return self.job
+        if self.parcel is not None:
+            self.store.unpack(self.parcel)
+        return replace(self.job, data=replace(self.job.data, source=str(self.store.here())))
 
 
 class Halted(Exception):
@@ -138,7 +151,7 @@ def run_trial(plan: TrialPlan, trial: TrialRecord, hand_over: Callable[[Result],
     Returns:
         The last result, with the trial's state.
     """
-    job = trial_job(plan.job, trial.values)
+    job = trial_job(plan.placed(), trial.values)
     # Only the sweep's driver writes to MLflow, from the metrics in the run folders.
     job = replace(job, name=trial.folder, storage=plan.location, tracking=TrackingConfig(uri="none"))
     folder = RunFolder(f"{plan.location}/{trial.folder}")
