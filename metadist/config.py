@@ -149,7 +149,8 @@ class TuneConfig:
     #: fields by dotted path, each {uniform | loguniform | integers | logintegers: [low, high]} or
     #: {choice | grid: [value, …]}; null sweeps learner.inner_lr and optimizer.lr
     space: dict[str, Any] | None = None
-    #: trials to begin with, beside the drawn ones: values by dotted path, the other fields as in the job
+    #: trials to compare with, run first, in full and beside the drawn ones: values by dotted path, the other fields
+    #: as in the job
     initial: list[dict[str, Any]] = field(default_factory=list)
     #: trials to draw; with a grid, for each of its points
     num_samples: int = 10
@@ -157,7 +158,7 @@ class TuneConfig:
     metric: Literal["accuracy", "loss", "precision", "recall", "f1"] | None = None
     #: whether more of it is better; null: min for loss, max otherwise
     mode: Literal["max", "min"] | None = None
-    #: what ends bad trials early: successive halving, the median of the others, nothing
+    #: what ends bad trials early (never the initial ones): successive halving, the median of the others, nothing
     scheduler: Literal["asha", "median", "none"] = "asha"
     #: outer steps that every trial may take; null: up to the first validation
     grace: int | None = None

@@ -32,7 +32,7 @@ class TrialRecord:
 
     Attributes:
         values: of the swept fields.
-        initial: whether `tune.initial` asked for it.
+        initial: whether `tune.initial` asked for it; it is there to compare with, so it is never ended early.
         step: the last outer step that was judged or reached.
         best: the best value of the metric in any validation, at `best_step`.
         reason: why it diverged or failed.

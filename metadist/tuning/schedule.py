@@ -11,12 +11,28 @@ from metadist.training.run_folder import RunFolder
 from metadist.tuning.record import ENDED, SweepRecord, TrialRecord, read_history
 
 
+class _SparesInitial:
+    """What every scheduler here does: a trial to compare with counts for the others, and is never ended early."""
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
+        return TrialScheduler.CONTINUE if getattr(trial, "config", {}).get("initial") else decision
+
+
+class _Asha(_SparesInitial, ASHAScheduler):  # type: ignore[misc]
+    pass
+
+
+class _Median(_SparesInitial, MedianStoppingRule):  # type: ignore[misc]
+    pass
+
+
 def build_scheduler(job: Job, metric: str, mode: str) -> Any:
     """The scheduler that `tune.scheduler` names; its clock is outer steps."""
     config = job.tune
     grace = min(config.grace or job.evaluation.every, job.steps)
     if config.scheduler == "asha":
-        return ASHAScheduler(
+        return _Asha(
             time_attr="step",
             metric=metric,
             mode=mode,
@@ -26,9 +42,7 @@ def build_scheduler(job: Job, metric: str, mode: str) -> Any:
         )
     if config.scheduler == "median":
         # Without the last argument it pauses trials while it has few to compare with.
-        return MedianStoppingRule(
-            time_attr="step", metric=metric, mode=mode, grace_period=grace, min_time_slice=float("inf")
-        )
+        return _Median(time_attr="step", metric=metric, mode=mode, grace_period=grace, min_time_slice=float("inf"))
     return FIFOScheduler()
 
 

@@ -149,7 +149,7 @@ class Suggestions(Searcher):  # type: ignore[misc]
             self._open.append(TrialRecord(number, values, initial=number < self._initial))
             self._record.trials.append(self._open[0])
         trial = self._open.pop(0)
-        return {"trial": trial.trial, "values": trial.values}
+        return {"trial": trial.trial, "values": trial.values, "initial": trial.initial}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's scheduler stopped it, or it ended; the record is brought up to date by who follows the sweep."""

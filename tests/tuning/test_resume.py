@@ -19,6 +19,7 @@ LONG = (
     "checkpoint.every=10",
     "tune.scheduler=none",
     "tune.initial=[]",
+    "tune.space={learner.inner_lr: {loguniform: [0.001, 0.1]}}",
     "tune.num_samples=3",
 )
 

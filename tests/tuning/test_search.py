@@ -99,8 +99,8 @@ def test_a_resumed_scheduler_knows_what_was_seen(tmp_path: Any) -> None:
             for step in (2, 4, 6):
                 file.append(step, {"valid/loss": loss})
 
-    def decision(scheduler: Any) -> str:
-        late = type("Late", (), {"trial_id": "late"})()
+    def decision(scheduler: Any, initial: bool = False) -> str:
+        late = type("Late", (), {"trial_id": f"late {initial}", "config": {"initial": initial}})()
         scheduler.on_trial_add(None, late)
         return str(scheduler.on_trial_result(None, late, {"step": 2, "valid/loss": 9.0}))
 
@@ -109,6 +109,7 @@ def test_a_resumed_scheduler_knows_what_was_seen(tmp_path: Any) -> None:
     resumed = build_scheduler(made, record.metric, record.mode)
     replay(resumed, record, RunFolder(str(tmp_path)))
     assert decision(resumed) == "STOP"
+    assert decision(resumed, initial=True) == "CONTINUE"
 
 
 def test_optuna_is_asked_for_by_name_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
