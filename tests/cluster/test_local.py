@@ -9,17 +9,13 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_cluster import Local
 
-ROOT = Path(__file__).resolve().parents[2]
-LOCAL = ROOT / "cluster" / "local.sh"
-
-#: a driver of its own, because this process may have a Ray session already; it connects as `metadist train` does
+#: connects as `metadist train` does
 DRIVER = """
 import json, os, subprocess, sys, threading, time
 from metadist.distributed.session import ray_session
@@ -51,50 +47,12 @@ with ray_session("local", 1):
 """
 
 
-@dataclass(frozen=True)
-class Local:
-    """A state folder for `local.sh`."""
-
-    folder: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        return outside | {"METADIST_CLUSTER": str(self.folder), "PYTHON": sys.executable}
-
-    @property
-    def state(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "cluster.json").read_text())
-        return found
-
-    def sh(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        variables = self.environment | environment
-        return subprocess.run([LOCAL, *arguments], env=variables, capture_output=True, text=True, timeout=180)
-
-    def drive(self, body: str) -> Any:
-        """What a driver with this body prints, as JSON."""
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER.replace("BODY", body.replace("\n", "\n    "))],
-            env=self.environment | {"LOCAL": str(LOCAL)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        assert done.returncode == 0, done.stderr
-        # Ray tells of lost nodes on stdout, whatever it was asked to keep to itself.
-        return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    local = Local(tmp_path_factory.mktemp("cluster"))
-    try:
-        started = local.sh("up", "2", "--detect", "fast")
-        assert started.returncode == 0, started.stderr
-        yield local
-    finally:
-        local.sh("down")
+def drive(cluster: Local, body: str) -> Any:
+    """What a driver with this body prints, as JSON."""
+    done = cluster.run(DRIVER.replace("BODY", body.replace("\n", "\n    ")))
+    assert done.returncode == 0, done.stderr
+    # Ray tells of lost nodes on stdout, whatever it was asked to keep to itself.
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
 
 
 def running_in(root: str) -> list[str]:
@@ -109,7 +67,7 @@ def running_in(root: str) -> list[str]:
 
 
 def test_the_nodes_share_nothing(cluster: Local) -> None:
-    seen = cluster.drive("print(json.dumps(seen() | {'driver': places()}))")
+    seen = drive(cluster, "print(json.dumps(seen() | {'driver': places()}))")
     assert set(seen) == {"0", "1", "driver"}
     for name in ("cwd", "HOME", "TMPDIR", "METADIST_CACHE", "XDG_CACHE_HOME"):
         assert len({places[name] for places in seen.values()}) == 3, name
@@ -139,12 +97,13 @@ def test_a_second_one_in_the_same_place_is_refused(cluster: Local) -> None:
 
 
 def test_a_killed_node_is_missed_and_a_new_one_is_seen(cluster: Local) -> None:
-    found = cluster.drive(
+    found = drive(
+        cluster,
         "subprocess.run([os.environ['LOCAL'], 'kill', '1'], check=True, stdout=subprocess.DEVNULL, timeout=60)\n"
         "lost = wait_until('0')\n"
         "subprocess.run([os.environ['LOCAL'], 'add'], check=True, stdout=subprocess.DEVNULL, timeout=120)\n"
         "wait_until('02')\n"
-        "print(json.dumps({'lost': lost, 'seen': seen()}))"
+        "print(json.dumps({'lost': lost, 'seen': seen()}))",
     )
     assert found["lost"] < 10, "Ray's own default is 14 s, what was asked for is 1.3 s"
     assert found["seen"]["2"]["HOME"] == f"{cluster.state['root']}/2/home"

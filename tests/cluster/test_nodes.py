@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from test_local import LOCAL, ROOT, Local
+from local_cluster import ROOT, Local
 
 from metadist.config import load_job
 from metadist.distributed.run import RunOptions, train_job
@@ -20,15 +17,15 @@ STEPS = 12
 
 #: drives a run as `metadist train` does; kills a node after a named step, and adds one when the loss was noticed
 DRIVER = """
-import json, subprocess, sys
+import json, os, subprocess, sys
 from metadist.config import load_job
 from metadist.distributed.run import RunOptions, train_job
 from metadist.testing.observers import Notes
 
-local, killed, path, *overrides = sys.argv[1:]
+killed, path, *overrides = sys.argv[1:]
 
 def change(*command):
-    subprocess.run([local, *command], check=True, stdout=subprocess.DEVNULL, timeout=120)
+    subprocess.run([os.environ["LOCAL"], *command], check=True, stdout=subprocess.DEVNULL, timeout=120)
 
 class Nodes(Notes):
     def stepped(self, record, workers, losses):
@@ -47,17 +44,6 @@ print(json.dumps({"summary": summary, "said": notes.said}))
 """
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    local = Local(tmp_path_factory.mktemp("cluster"))
-    try:
-        started = local.sh("up", "2", "--detect", "fast")
-        assert started.returncode == 0, started.stderr
-        yield local
-    finally:
-        local.sh("down")
-
-
 def overrides(tmp_path: Path) -> list[str]:
     return [
         f"steps={STEPS}",
@@ -71,15 +57,7 @@ def overrides(tmp_path: Path) -> list[str]:
 
 
 def drive(cluster: Local, *settings: str, killed: int = 0) -> subprocess.CompletedProcess[str]:
-    quickstart = str(ROOT / "jobs" / "quickstart.yaml")
-    return subprocess.run(
-        [sys.executable, "-c", DRIVER, str(LOCAL), str(killed), quickstart, *settings],
-        env=cluster.environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return cluster.run(DRIVER, str(killed), str(ROOT / "jobs" / "quickstart.yaml"), *settings, timeout=240)
 
 
 def caches(cluster: Local, node: int) -> list[str]:
