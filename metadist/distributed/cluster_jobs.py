@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import re
 import time
@@ -178,12 +177,11 @@ class ClusterJobs:
 
         while True:
             start = 0
-            # A stream may break off, or end orderly, while its job goes on, and before the last lines: what counts
-            # is the job's state, and then the whole log.
-            with contextlib.suppress(Exception):
-                async for text in self._stream(attempt):
-                    show(text, start)
-                    start += len(text)
+            async for text in self._stream(attempt):
+                show(text, start)
+                start += len(text)
+            # The stream may have broken off, or ended orderly, while the job goes on, and before the last lines: what
+            # counts is the job's state, and then the whole log.
             now, text = await self._look(attempt)
             show(text, 0)
             if now.over:
@@ -208,19 +206,20 @@ class ClusterJobs:
             return now, ""
 
     async def _stream(self, attempt: Attempt) -> AsyncIterator[str]:
-        """The log as it grows, until it or the job ends; a connection that fell silent is noticed."""
+        """The log as it grows, until the connection breaks or falls silent for a job that has ended."""
         stream = self._client.tail_job_logs(attempt.id)
         coming: asyncio.Task[str] | None = None
         try:
             while True:
                 coming = coming or asyncio.ensure_future(anext(stream))
                 await asyncio.wait([coming], timeout=QUIET_SECONDS)
-                if coming.done():
-                    text, coming = coming.result(), None
-                    yield text
-                elif self.refresh(attempt).over:
-                    return
-        except StopAsyncIteration:
+                if not coming.done():
+                    if self.refresh(attempt).over:
+                        return
+                    continue
+                text, coming = coming.result(), None
+                yield text
+        except Exception:  # of many kinds, all of which mean that no more comes
             return
         finally:
             if coming is not None:

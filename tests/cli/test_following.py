@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ step 7/9  loss 1.0
 {RESULT}
 """
 SHOWN = "· strategy: loop\nstep 7/9  loss 1.0\n"
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture
@@ -110,7 +115,7 @@ def test_a_run_that_went_before_is_told(dashboard: Dashboard, submit: Callable[.
 
 
 def test_ctrl_c_without_a_terminal_leaves_the_job_alone(dashboard: Dashboard, submit: Callable[..., Any]) -> None:
-    dashboard.streams = [["· strategy: loop\n", KeyboardInterrupt()]]
+    dashboard.streams = [[LOG[: LOG.index("step 7")], ctrl_c, None]]
     ended = submit()
     assert ended.code == 130
     assert "· toy-1 goes on. To see it again: metadist jobs logs toy --follow." in ended.err
@@ -140,7 +145,7 @@ def test_ctrl_c_on_a_terminal_asks(
     monkeypatch.setattr("metadist.cli.follow.on_terminal", lambda: True)
     monkeypatch.setattr("typer.prompt", prompt)
     monkeypatch.setattr(dashboard, "stop_job", sent.append)
-    dashboard.streams = [["· strategy: loop\n", KeyboardInterrupt()]]
+    dashboard.streams = [[LOG[: LOG.index("step 7")], ctrl_c, None]]
     dashboard.looks = [details("toy-1", "PENDING"), details("toy-1", "STOPPED")]
     ended = submit()
     assert len(asked) == 1

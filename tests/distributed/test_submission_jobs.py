@@ -35,7 +35,7 @@ class Dashboard:
 
     Attributes:
         jobs: as they are listed.
-        streams: what each call for the growing log does in turn: gives texts, and ends, breaks or falls silent.
+        streams: for each call for the growing log in turn, what happens: texts, an error, a call, or silence (`None`).
         looks: what each look at a job's state finds in turn; the last one stays.
     """
 
@@ -70,7 +70,10 @@ class Dashboard:
                 raise event
             if event is None:
                 await asyncio.Event().wait()
-            yield event
+            elif callable(event):
+                event()
+            else:
+                yield event
 
 
 def submission(name: str = "toy") -> Submission:
