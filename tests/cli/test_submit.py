@@ -56,7 +56,7 @@ class User:
     def types(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of a command."""
         program = self.start(*arguments)
-        out, err = program.communicate(timeout=120)
+        out, err = program.communicate(timeout=240)
         return program.returncode, out, err
 
 
