@@ -32,7 +32,9 @@ def submit_command(
     overrides: list[str] = typer.Option([], "--set", help="dotted.key=value, a YAML value; may be repeated."),
     variables: list[str] = typer.Option([], "--env", help="KEY=VALUE for the job's environment; may be repeated."),
     working_dir: str | None = typer.Option(
-        None, "--working-dir", help="Folder with your modules, sent whole; the job file alone without it."
+        None,
+        "--working-dir",
+        help="Folder with your modules to send, less what git ignores; the job file alone without.",
     ),
     shared_storage: bool = typer.Option(False, "--shared-storage", help="All nodes see the same local paths."),
     package: bool = typer.Option(True, help="Send this metadist; without, the cluster's own is used."),

@@ -20,7 +20,20 @@ def test_version(start: Callable[..., subprocess.Popen[str]]) -> None:
     assert (program.returncode, out, err) == (0, f"metadist {package.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["data"], ["data", "prepare"], ["data", "info"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["train"],
+        ["evaluate"],
+        ["data"],
+        ["data", "prepare"],
+        ["data", "info"],
+        ["submit"],
+        ["jobs"],
+        ["jobs", "stop"],
+    ],
+)
 def test_help(metadist: Callable[..., Any], command: list[str]) -> None:
     ended = metadist(*command, "--help")
     assert ended.code == 0
