@@ -23,14 +23,16 @@ class SweepPoint:
         x, y: its values of the two fields.
         value: its result; `None` without one.
         broken: it diverged or failed.
-        mark: `best`, `given` (a point to compare with), or nothing.
+        best: whether it is the best.
+        given: whether it is a point to compare with.
     """
 
     x: float
     y: float
     value: float | None
     broken: bool = False
-    mark: str = ""
+    best: bool = False
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,15 +143,15 @@ def _point(axis: Any, point: SweepPoint, colours: Any, scale: float) -> None:
         axis.plot(point.x, point.y, marker="x", markersize=8, markeredgewidth=2, color=_INK, linestyle="none")
     else:
         text = f"{point.value * scale:.1f}" if scale != 1.0 else f"{point.value:.3g}"
-        edge = _ORANGE if point.mark == "best" else _INK
+        stressed = point.best or point.given
         axis.plot(
             point.x,
             point.y,
-            marker="s" if point.mark == "given" else "o",
-            markersize=12 if point.mark else 9,
+            marker="s" if point.given else "o",
+            markersize=12 if stressed else 9,
             markerfacecolor=_colour(point, colours, scale),
-            markeredgecolor=edge,
-            markeredgewidth=2.5 if point.mark == "best" else 1,
+            markeredgecolor=_ORANGE if point.best else _INK,
+            markeredgewidth=2.5 if point.best else 1,
             linestyle="none",
         )
     axis.annotate(
@@ -160,7 +162,7 @@ def _point(axis: Any, point: SweepPoint, colours: Any, scale: float) -> None:
         ha="center",
         fontsize=8,
         color=_INK,
-        fontweight="bold" if point.mark else "normal",
+        fontweight="bold" if point.best or point.given else "normal",
     )
 
 
@@ -170,8 +172,8 @@ def _legend(axis: Any, points: Sequence[SweepPoint]) -> None:
         "best": ("best", {"marker": "o", "markeredgecolor": _ORANGE, "markeredgewidth": 2.5}),
         "given": ("given to compare with", {"marker": "s", "markeredgecolor": _INK}),
     }
-    for mark, (label, style) in kinds.items():
-        if any(p.mark == mark for p in points):
+    for kind, (label, style) in kinds.items():
+        if any(getattr(p, kind) for p in points):
             axis.plot([], [], label=label, **plain | style)
     if any(p.broken for p in points):
         axis.plot([], [], label="diverged or failed", marker="x", color=_INK, markeredgewidth=2, linestyle="none")

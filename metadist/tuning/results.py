@@ -104,5 +104,5 @@ def _label(path: str) -> str:
 
 
 def _point(record: SweepRecord, trial: TrialRecord, x: str, y: str) -> SweepPoint:
-    mark = "best" if trial.trial == record.best else "given" if trial.initial else ""
-    return SweepPoint(trial.values[x], trial.values[y], trial.best, trial.state in BROKEN, mark)
+    best = trial.trial == record.best
+    return SweepPoint(trial.values[x], trial.values[y], trial.best, trial.state in BROKEN, best, trial.initial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -86,8 +86,8 @@ def read_space(job: Job) -> list[Dimension]:
     content = job.tune.space
     if content is None:
         # Not every learner has an inner rate.
-        content = {path: spec for path, spec in DEFAULT.items() if _has(job_dict(job), path)}
-    dimensions = [_dimension(path, kind, values) for path, kind, values in _entries(content, "")]
+        content = {path: spec for path, spec in DEFAULT.items() if _found(job_dict(job), path) is not None}
+    dimensions = [_dimension(path, kind, values) for path, kind, values in _entries(content, "", job_dict(job))]
     paths = [dimension.path for dimension in dimensions]
     for path in paths:
         if paths.count(path) > 1:
@@ -100,15 +100,15 @@ def read_space(job: Job) -> list[Dimension]:
     return dimensions
 
 
-def _has(content: Any, path: str) -> bool:
+def _found(content: Any, path: str) -> Any:
     for part in path.split("."):
         if not isinstance(content, Mapping) or part not in content:
-            return False
+            return None
         content = content[part]
-    return True
+    return content
 
 
-def _entries(content: Mapping[str, Any], above: str) -> Iterator[tuple[str, str, Any]]:
+def _entries(content: Mapping[str, Any], above: str, job: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """(path, kind, values) of every field; a path may be written with dots or as sections within sections."""
     for key, value in content.items():
         path = f"{above}{key}"
@@ -117,8 +117,8 @@ def _entries(content: Mapping[str, Any], above: str) -> Iterator[tuple[str, str,
         if len(value) == 1 and next(iter(value)) in KINDS:
             kind = next(iter(value))
             yield path, kind, value[kind]
-        elif all(isinstance(inner, Mapping) for inner in value.values()):
-            yield from _entries(value, f"{path}.")
+        elif isinstance(_found(job, path), Mapping):
+            yield from _entries(value, f"{path}.", job)
         else:
             name = str(next(iter(value)))
             hint = nearest(name, KINDS) if len(value) == 1 else ""
@@ -236,6 +236,8 @@ def check_space(job: Job, space: Sequence[Dimension]) -> None:
     Raises:
         UserError: names the dimension or the initial trial, and what the job says about it.
     """
+    own = replace(job, tune=replace(job.tune, resources={}))
+    build_experiment(trial_job(own, {}), "check")
     _try(job, {}, "tune.resources", job.tune.resources)
     for dimension in space:
         for value in dimension.extremes:

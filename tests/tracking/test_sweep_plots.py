@@ -13,8 +13,8 @@ from metadist.tracking.sweep_plots import SweepAxis, SweepPoint, sweep_curves, s
 
 AXES = (SweepAxis("inner rate", True), SweepAxis("outer rate", True))
 POINTS = [
-    SweepPoint(0.4, 1e-3, 0.951, mark="given"),
-    SweepPoint(0.1, 5e-3, 0.982, mark="best"),
+    SweepPoint(0.4, 1e-3, 0.951, given=True),
+    SweepPoint(0.1, 5e-3, 0.982, best=True),
     SweepPoint(5.0, 5e-2, None, broken=True),
     SweepPoint(0.02, 2e-5, 0.31),
     SweepPoint(1.0, 1e-4, None),

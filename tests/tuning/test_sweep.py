@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -161,7 +163,7 @@ def alive(*names: str) -> list[str]:
 def test_workers_and_servers_are_in_the_trials_own_placement(
     ray: Any, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two trials of two workers reserve all four CPUs: a worker outside of its placement would wait for ever."""
+    """A trial of two workers reserves all four CPUs: a worker outside of its placement would wait for ever."""
     placements: list[list[dict[str, float]]] = []
     during: list[list[str]] = []
     plain = Follower.on_trial_result
@@ -178,20 +180,44 @@ def test_workers_and_servers_are_in_the_trials_own_placement(
         write(),
         *DRAWN,
         "runtime=ray",
-        "tune.resources={workers: 2}",
-        "tune.max_concurrent=2",
+        "steps=5",
+        "tune.num_samples=1",
+        "tune.resources={workers: 2, cpus_per_worker: 2}",
         "tracking.uri=none",
         f"storage={tmp_path}/runs",
     )
-    assert {row["state"] for row in result["trials"]} <= {"finished", "stopped"}
-    assert placements
-    assert all(bundles == [{"CPU": 1.0}, {"CPU": 1.0}] for bundles in placements)
-    assert any({"WorkerActor", "ServerActor"} <= set(names) for names in during)
+    assert [row["state"] for row in result["trials"]] == ["finished"]
+    assert placements == [[{"CPU": 2.0}, {"CPU": 2.0}]]
+    assert [sorted(names) for names in during] == [["ServerActor", "WorkerActor", "WorkerActor"]]
     deadline = time.monotonic() + 30
     while alive("WorkerActor", "ServerActor", "Trial") and time.monotonic() < deadline:
         threading.Event().wait(0.05)
     assert not alive("WorkerActor", "ServerActor", "Trial")
     assert not [g for g in ray.util.placement_group_table().values() if g["state"] == "CREATED"]
+
+
+def test_a_trial_whose_process_dies_goes_on_from_its_folder(
+    ray: Any, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    struck: list[int] = []
+    plain = Follower.on_trial_result
+
+    def strike(self: Follower, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        plain(self, iteration, trials, trial, result, **info)
+        if result["step"] == 8 and not struck:
+            struck.append(result["pid"])
+            os.kill(result["pid"], signal.SIGKILL)
+
+    monkeypatch.setattr(Follower, "on_trial_result", strike)
+    overrides = [*DRAWN, "tune.num_samples=1", "tracking.uri=none", "checkpoint.every=4"]
+    result, said = sweep(write(), *overrides, f"storage={tmp_path}/runs")
+    assert struck
+    assert [(row["state"], row["steps"]) for row in result["trials"]] == [("finished", 12)]
+    assert any(line.startswith("trial-000 goes on: ") for line in said)
+    metrics = Path(result["sweep_dir"], "trial-000", "metrics.jsonl").read_text().splitlines()
+    assert len(metrics) == 12 + 3
+    lease = json.loads(Path(result["sweep_dir"], "trial-000", "lease.json").read_text())
+    assert lease["epoch"] == 2
 
 
 def test_asking_to_stop_saves_and_can_be_gone_on_with(ray: Any, write: Write, tmp_path: Path, runs: Any) -> None:
