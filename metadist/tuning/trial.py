@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
+import re
 import threading
 import time
 import traceback
@@ -182,8 +183,11 @@ def run_trial(plan: TrialPlan, trial: TrialRecord, hand_over: Callable[[Result],
 
 
 def _in_one_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:500]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # Ray colours what it quotes
+    lines = [line.strip() for line in plain.splitlines() if line.strip()] or [""]
+    # Of a quoted traceback the last line says what was wrong.
+    text = lines[0][:250] + (f" … {lines[-1][:250]}" if len(lines) > 1 else "")
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _await_lease(folder: RunFolder) -> None:
