@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from ray.tune import Callback, Stopper
 
 from metadist import config
 from metadist.config import Job
+from metadist.distributed.logs import RunLogs
 from metadist.distributed.run import flat_params, run_tags
 from metadist.errors import UserError
 from metadist.tracking import RunEnd, plots
@@ -91,6 +93,7 @@ class Follower(Callback):  # type: ignore[misc]
         self._job, self._folder, self._record = job, folder, record
         self._tracker, self._proposer, self._scratch, self._say = tracker, proposer, scratch, say
         self._renewed = time.monotonic()
+        self._logs: dict[str, contextlib.ExitStack] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         found = self._of(trial)
@@ -98,6 +101,9 @@ class Follower(Callback):  # type: ignore[misc]
         found.state, found.reason = "running", None
         self._say(f"{found.folder} {verb}: {in_words(found.values)}")
         self.open_run(found)
+        # Ray streams what a trial's actors print to the sweep's driver, not to the trial.
+        self._logs[found.folder] = contextlib.ExitStack()
+        self._logs[found.folder].enter_context(RunLogs(found.folder)).keep_in(self._run_folder(found))
         self._save()
 
     def on_trial_result(
@@ -138,7 +144,7 @@ class Follower(Callback):  # type: ignore[misc]
         name = self._record.metric.replace("valid/", "validation ")
         if value is None:
             return f"no {name}"
-        return f"{name} {value:.4f}" if self._record.metric == "valid/loss" else f"{name} {100 * value:.2f} %"
+        return f"{name} {value:.5g}" if self._record.metric == "valid/loss" else f"{name} {100 * value:.2f} %"
 
     def open_run(self, found: TrialRecord) -> None:
         """Begin a trial's run in MLflow, or go on with it."""
@@ -175,6 +181,7 @@ class Follower(Callback):  # type: ignore[misc]
             "unfinished": f"saved at step {found.step}, unfinished",
         }[found.state]
         self._say(f"{found.folder} {how}{best}")
+        self._logs.pop(found.folder).close()
         if found.state != "unfinished":
             self._proposer.learn(found)
         chosen = self._record.choose()
@@ -192,9 +199,12 @@ class Follower(Callback):  # type: ignore[misc]
     def _of(self, trial: Any) -> TrialRecord:
         return self._record.trials[int(trial.config["trial"])]
 
+    def _run_folder(self, found: TrialRecord) -> RunFolder:
+        return RunFolder(f"{self._folder.location}/{found.folder}")
+
     def _history(self, found: TrialRecord) -> list[tuple[int, dict[str, float]]]:
         try:
-            return read_history(RunFolder(f"{self._folder.location}/{found.folder}"))
+            return read_history(self._run_folder(found))
         except (OSError, UserError):
             return []  # being exchanged; there is a next time
 
