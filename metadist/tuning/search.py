@@ -52,7 +52,7 @@ class Optuna(Proposer):
         self._optuna.logging.set_verbosity(self._optuna.logging.ERROR)
         self._space, self._initial = space, initial_trials(job, space)
         self._most = len(self._initial) + job.tune.num_samples
-        sampler = self._optuna.samplers.TPESampler(seed=job.seed)
+        sampler = self._optuna.samplers.TPESampler(seed=job.seed % 2**32)
         direction = "maximize" if mode == "max" else "minimize"
         self._study = self._optuna.create_study(sampler=sampler, direction=direction)
         self._distributions = {dimension.path: self._distribution(dimension) for dimension in space}
