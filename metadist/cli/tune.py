@@ -125,5 +125,5 @@ def _cell(name: str, value: Any, percent: bool) -> str:
     if value is None:
         return ""
     if name.startswith("best "):
-        return f"{100 * value:.2f}" if percent else f"{value:.4f}"
+        return f"{100 * value:.2f}" if percent else f"{value:.5g}"
     return f"{value:g}" if isinstance(value, float) else str(value)

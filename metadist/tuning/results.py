@@ -49,7 +49,7 @@ def write_table(record: SweepRecord, folder: RunFolder) -> None:
 def write_best(job: Job, trial: TrialRecord, folder: RunFolder) -> None:
     """`best.yaml`: the job with the best trial's values, as `metadist train` takes it."""
     best = replace(trial_job(job, trial.values), name=f"{job.name}-best", storage=job.storage, resources=job.resources)
-    told = f"# {trial.folder} of {folder.location.rpartition('/')[2]}: {trial.best:.4f} at step {trial.best_step}\n"
+    told = f"# {trial.folder} of {folder.location.rpartition('/')[2]}: {trial.best:.5g} at step {trial.best_step}\n"
     content = yaml.safe_dump(job_dict(best), sort_keys=False, allow_unicode=True)
     folder.write("best.yaml", (told + content).encode())
 
