@@ -50,6 +50,7 @@ class SweepTracker:
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._children: dict[str, _Child] = {}
+        self._ended: set[str] = set()
         self._parent = self._open(sweep)
         self._ending = ThreadPoolExecutor(_ENDING_AT_ONCE, thread_name_prefix="metadist-sweep")
 
@@ -77,7 +78,12 @@ class SweepTracker:
         tags: Mapping[str, str],
         run_id: str | None = None,
     ) -> None:
-        """Begin, or go on with, the run of the trial `key`; does nothing for one that is open."""
+        """Begin, or go on with, the run of the trial `key`; does nothing for one that is open.
+
+        One that this driver has ended is not opened again: two would write to it.
+        """
+        if key in self._ended:
+            return
         if key not in self._children:
             self._children[key] = _Child(name, params, tags, run_id)
         self._tracker(key)
@@ -118,12 +124,17 @@ class SweepTracker:
         if (tracker := self._tracker(key)) is None:
             return
         del self._children[key]
+        self._ended.add(key)
 
         def finish() -> None:
             report = tracker.finish(status, _END_SECONDS)
             done(report.run_id, report.problem is None and not report.lost and not report.lost_files)
 
         self._ending.submit(finish)
+
+    def ended(self, key: str) -> bool:
+        """Whether a trial's run was ended by this driver; it may still be on its way."""
+        return key in self._ended
 
     def wait(self) -> None:
         """Wait until the runs that are ending have ended."""

@@ -150,10 +150,11 @@ def _run(
             limit = job.tune.max_concurrent if options.address is not None else at_once
             _fit(sweep, ending, follower, trial, limit, Path(scratch))
             return _finish(sweep, tracker, follower, ending.reason, Path(scratch), say)
-        except BaseException:
-            record.state = "failed"
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            record.state = "interrupted" if interrupted else "failed"
             _settle(record, follower)
-            tracker.parent.finish("FAILED")
+            tracker.parent.finish("KILLED" if interrupted else "FAILED")
             tracker.wait()
             with contextlib.suppress(Exception):
                 record.save(held)
@@ -236,7 +237,7 @@ def _finish(
     failed = bool(record.trials) and all(trial.state == "failed" for trial in record.trials)
     record.state = reason or ("failed" if failed else "finished")
     for trial in record.trials:
-        if trial.state in ENDED and not trial.tracked and tracker.run_id(trial.folder) is None:
+        if trial.state in ENDED and not trial.tracked and not tracker.ended(trial.folder):
             # The driver was killed before its run had everything, or the store was away.
             follower.open_run(trial)
             follower.close_run(trial)
