@@ -212,7 +212,7 @@ def start(cluster: Cluster, node: int, *head: str) -> subprocess.Popen[bytes]:
         "RAY_AUTH_TOKEN_PATH": cluster.token,
         "RAY_USAGE_STATS_ENABLED": "0",
         # A job that is stopped may take this long to write its checkpoint; Ray's default is 3 s.
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "RAY_JOB_STOP_WAIT_TIME_S": "120",
     }
     command = [
         str(Path(sys.executable).with_name("ray")),
@@ -422,7 +422,7 @@ def show(cluster: Cluster) -> None:
     print(f"dashboard  {cluster.dashboard}")
     print(f"token      {cluster.token} (metadist finds it)")
     print(f"node loss  noticed after about {detection.seconds:g} s (--detect {cluster.detect})")
-    print("use it     metadist train JOB.yaml --address local")
+    print("use it     metadist train JOB.yaml --address local, metadist submit JOB.yaml")
 
 
 def parse() -> argparse.Namespace:
