@@ -94,7 +94,7 @@ def test_losses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> Non
     best = RESULT["best"] | {"trial": 0}
     show_sweep(RESULT | {"metric": "valid/loss", "trials": [row], "best": best})
     err = capsys.readouterr().err
-    assert "0.9877" in err
+    assert "0.98765" in err
     assert "%" not in err
 
 
