@@ -65,10 +65,9 @@ class TrialPlan:
 
     def placed(self) -> Job:
         """The job with its data where this process's node has it."""
-        if self.store is None:
+        if self.store is None or self.parcel is None:
             return self.job
-        if self.parcel is not None:
-            self.store.unpack(self.parcel)
+        self.store.unpack(self.parcel)
         return replace(self.job, data=replace(self.job.data, source=str(self.store.here())))
 
 
