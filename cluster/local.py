@@ -9,297 +9,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
-import random
 import secrets
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-MARK = "METADIST_LOCAL_NODE"
-#: seconds within which a node must have started, and killed processes must be gone
-START_SECONDS, END_SECONDS = 120.0, 20.0
-#: ports for the head, below those that the system gives to anyone and above Ray's own
-PORTS = range(20000, 32000)
-#: what the user's environment must not bring to the nodes: other places, other clusters, other trackers
-FOREIGN = ("METADIST_", "MLFLOW_", "RAY_", "XDG_", "SLURM_")
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How soon a lost node is noticed."""
-
-    #: seconds from the loss of a node (killed) to its being marked as dead, measured
-    seconds: float
-    #: Ray's settings, of the head node only
-    health_check: dict[str, int]
-
-
-DETECTION = {
-    "fast": Detection(
-        1.3,
-        {
-            "health_check_initial_delay_ms": 1000,
-            "health_check_period_ms": 500,
-            "health_check_timeout_ms": 1000,
-            "health_check_failure_threshold": 3,
-        },
-    ),
-    "default": Detection(
-        4.0,
-        {
-            "health_check_initial_delay_ms": 5000,
-            "health_check_period_ms": 1000,
-            "health_check_timeout_ms": 5000,
-            "health_check_failure_threshold": 4,
-        },
-    ),
-    "ray": Detection(14.0, {}),
-}
-
-
-class Failure(Exception):
-    """What ends the command: a message for people, and the exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster as its state file has it.
-
-    Attributes:
-        root: where the nodes' folders are.
-        address: HOST:PORT of the head node; empty until it is up.
-        nodes: numbers of the nodes that were started and not killed; 0 is the head.
-        killed: numbers of the nodes that were killed.
-    """
-
-    root: str
-    token: str
-    cpus: int
-    object_store_mb: int
-    detect: str
-    address: str = ""
-    dashboard: str = ""
-    nodes: list[int] = field(default_factory=list)
-    killed: list[int] = field(default_factory=list)
-
-    def folder(self, node: int) -> Path:
-        return Path(self.root) / str(node)
-
-    def processes(self) -> list[int]:
-        """What runs of the nodes, killed ones too: a node that was killed must stay so."""
-        return [pid for node in (*self.nodes, *self.killed) for pid in processes(self.folder(node))]
-
-
-def state_folder() -> Path:
-    return Path(os.environ.get("METADIST_CLUSTER") or Path.home() / ".metadist" / "local-cluster")
-
-
-def load() -> Cluster | None:
-    """The cluster in the state folder, up or not; `None` where there is none."""
-    try:
-        return Cluster(**json.loads((state_folder() / "cluster.json").read_text()))
-    except FileNotFoundError:
-        return None
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Keep out other commands that change the cluster.
-
-    Raises:
-        Failure: one is at work.
-    """
-    folder = state_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Failure(f"another `local.sh` is at work in {folder}", 2) from None
-        yield
-
-
-def save(cluster: Cluster) -> Cluster:
-    file = state_folder() / "cluster.json"
-    aside = file.with_suffix(".new")
-    aside.write_text(json.dumps(asdict(cluster), indent=2) + "\n")
-    aside.replace(file)
-    return cluster
-
-
-# Processes of a node
-
-
-def processes(folder: Path) -> list[int]:
-    """Pids of a node's processes: marked ones, and all in a session with a marked one.
-
-    Some of Ray's processes overwrite their environment with their title; a submitted job has a session of its own.
-    """
-    mark = f"{MARK}={folder}".encode()
-    sessions: dict[int, int] = {}
-    marked = set()
-    for entry in Path("/proc").iterdir():
-        # A process may end while it is looked at, and others' cannot be looked into.
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError, PermissionError):
-            if entry.name.isdigit() and mark_and_session(entry, sessions, mark):
-                marked.add(int(entry.name))
-    own = {sessions[pid] for pid in marked}
-    return sorted(pid for pid, session in sessions.items() if session in own)
-
-
-def mark_and_session(entry: Path, sessions: dict[int, int], mark: bytes) -> bool:
-    """Note a process's session unless the process has ended; whether it is marked."""
-    state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-    if state in "ZX":
-        return False
-    sessions[int(entry.name)] = int(session)
-    return mark in (entry / "environ").read_bytes().split(b"\0")
-
-
-def end(folders: Iterable[Path]) -> int:
-    """Kill all processes of nodes, as the loss of their machines would; how many there were.
-
-    Raises:
-        Failure: some are still there after a while.
-    """
-    everything: set[int] = set()
-    deadline = time.monotonic() + END_SECONDS
-    kept = list(folders)
-    while alive := [pid for folder in kept for pid in processes(folder)]:
-        if time.monotonic() > deadline:
-            raise Failure(f"processes {alive} cannot be ended", 1)
-        everything.update(alive)
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-    return len(everything)
-
-
-# Starting
-
-
-def start(cluster: Cluster, node: int, *head: str) -> subprocess.Popen[bytes]:
-    """Start a node; the process ends with code 0 when the node is up."""
-    folder = cluster.folder(node)
-    places = {name: folder / name for name in ("home", "tmp", "cache", "work", "ray")}
-    for place in places.values():
-        place.mkdir(parents=True)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
-    environment |= {
-        MARK: str(folder),
-        "HOME": str(places["home"]),
-        "PWD": str(places["work"]),
-        **dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(places["tmp"])),
-        **dict.fromkeys(("METADIST_CACHE", "XDG_CACHE_HOME"), str(places["cache"])),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": cluster.token,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # A job that is stopped may take this long to write its checkpoint; Ray's default is 3 s.
-        "RAY_JOB_STOP_WAIT_TIME_S": "120",
-    }
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        *head,
-        f"--num-cpus={cluster.cpus}",
-        f"--object-store-memory={cluster.object_store_mb * 2**20}",
-        f"--labels=local-node={node}",
-        f"--temp-dir={places['ray']}",
-        # The nodes have one network address: each port is whichever is free.
-        "--min-worker-port=0",
-        "--max-worker-port=0",
-        "--dashboard-agent-listen-port=0",
-        "--disable-usage-stats",
-        "--log-style=record",
-    ]
-    with (folder / "start.log").open("wb") as log:
-        return subprocess.Popen(
-            command,
-            cwd=places["work"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def wait(cluster: Cluster, node: int, starting: subprocess.Popen[bytes]) -> None:
-    """Wait until a node is up.
-
-    Raises:
-        Failure: it failed, or took too long.
-    """
-    log = cluster.folder(node) / "start.log"
-    try:
-        code = starting.wait(START_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise Failure(f"node {node} was not up after {START_SECONDS:g} s:\n{tail(log)}", 1) from None
-    if code:
-        raise Failure(f"node {node} did not start:\n{tail(log)}", 1)
-
-
-def tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-
-
-def own_address() -> str:
-    """The machine's address as Ray finds it: that of the interface which leads out."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 1))  # sends nothing
-        return str(probe.getsockname()[0])
-    return socket.gethostbyname(socket.gethostname())
-
-
-def free(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_server(("", port)):
-        return True
-    return False
-
-
-def free_port() -> int:
-    return next(port for port in random.sample(PORTS, len(PORTS)) if free(port))
-
-
-def check_dashboard(cluster: Cluster) -> None:
-    """Ask the dashboard, with the token.
-
-    Raises:
-        Failure: it does not answer.
-    """
-    headers = {"Authorization": f"Bearer {Path(cluster.token).read_text()}"}
-    request = urllib.request.Request(f"{cluster.dashboard}/api/version", headers=headers)
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        direct.open(request, timeout=10).close()
-    except OSError as error:
-        raise Failure(f"the dashboard does not answer at {cluster.dashboard}: {error}", 1) from error
-
-
-# Commands
+from local_nodes import check_dashboard, end, free, free_port, own_address, processes, start, wait
+from local_state import DETECTION, Cluster, Failure, alone, forget, load, save, state_folder
 
 
 def up(arguments: argparse.Namespace) -> None:
     """Start a cluster; whatever of it started ends again when something fails."""
     before = load()
-    if before is not None and before.processes():
+    if before is not None and alive(before):
         raise Failure(f"a cluster is up at {before.address}: `local.sh down` ends it, `add` starts one more node", 2)
     if before is not None:
         forget(before)  # of before a reboot
@@ -397,18 +123,16 @@ def status(arguments: argparse.Namespace) -> None:
     show(cluster)
 
 
+def alive(cluster: Cluster) -> bool:
+    """Whether anything of the nodes runs, killed ones too: a node that was killed must stay so."""
+    return any(processes(cluster.folder(node)) for node in (*cluster.nodes, *cluster.killed))
+
+
 def running() -> Cluster:
     cluster = load()
     if cluster is None or not cluster.address or not processes(cluster.folder(0)):
         raise Failure("no cluster is up: `local.sh up 3` starts one", 2)
     return cluster
-
-
-def forget(cluster: Cluster, keep: bool = False) -> None:
-    if not keep:
-        shutil.rmtree(cluster.root, ignore_errors=True)
-    for name in ("cluster.json", "token"):
-        (state_folder() / name).unlink(missing_ok=True)
 
 
 def show(cluster: Cluster) -> None:
@@ -469,11 +193,14 @@ def main() -> int:
     try:
         with contextlib.nullcontext() if arguments.command is status else alone():
             arguments.command(arguments)
+            sys.stdout.flush()
     except Failure as failure:
         print(f"local.sh: {failure}", file=sys.stderr)
         return failure.code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
