@@ -12,9 +12,8 @@ from typing import Any
 
 import ray
 
-from metadist.config import Job
-from metadist.data import ClassStore, cache_folder, fetched_store, keep_store, read_store
-from metadist.tasks import ImageTasksConfig
+from metadist.config import Job, open_data
+from metadist.data import cache_folder, fetched_store, keep_store, read_store
 
 #: bytes of one object: small enough for any object store, large enough to cost no time
 PART_BYTES = 64 * 2**20
@@ -82,7 +81,7 @@ class StorePlace:
 
 def store_place(job: Job) -> StorePlace | None:
     """Where the job's store is, seen from the driver that opened it; `None` for tasks that need no data."""
-    if not isinstance(job.tasks, ImageTasksConfig):
+    store = open_data(job)
+    if store is None:
         return None
-    store = ClassStore.open(job.data.source)
     return StorePlace(ray.get_runtime_context().get_node_id(), str(store.path), store.sha256, job.data.cache)

@@ -184,7 +184,7 @@ def _fit(sweep: _Sweep, ending: Ending, follower: Follower, trial: Job, limit: i
     scheduler = build_scheduler(job, record.metric, record.mode)
     replay(scheduler, record, folder)
     initial = len(initial_trials(job, sweep.space))
-    store = store_place(config.with_store(job, config.open_data(job)))
+    store = store_place(job)
     parcel = store.pack() if store is not None and alive_nodes() > 1 else None
     plan = TrialPlan(job, folder.location, folder.epoch, record.metric, store, parcel)
     with _quiet():
