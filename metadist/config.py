@@ -12,10 +12,10 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -23,14 +23,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from metadist.data import ClassStore, DataConfig, resolve_store
 from metadist.errors import UserError, nearest
 from metadist.learners import (
+    LEARNERS,
+    AnilConfig,
+    BoilConfig,
     Learner,
-    Maml,
     MamlConfig,
+    MatchingConfig,
+    MetaSgdConfig,
     Network,
-    ProtoNet,
     ProtoNetConfig,
-    Reptile,
     ReptileConfig,
+    learner_class,
 )
 from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
 from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups
@@ -184,7 +187,11 @@ MAX_NAME = 200
 
 TasksKind = ImageTasksConfig | SinusoidTasksConfig | LinearTasksConfig
 ModelKind = Conv4Config | MlpConfig
-LearnerKind = MamlConfig | ReptileConfig | ProtoNetConfig
+#: or, by its import path, the settings of a learner in a user's own module
+LearnerKind = MamlConfig | AnilConfig | BoilConfig | MetaSgdConfig | ReptileConfig | ProtoNetConfig | MatchingConfig
+
+#: learners without a head, in words
+HEADLESS = " and ".join(kind for kind, learner in LEARNERS.items() if learner.embeds)
 
 
 @dataclass(frozen=True)
@@ -218,16 +225,16 @@ class Job:
         check_name("name", self.name)
         if not self.storage.strip() or self.storage.endswith("://"):
             raise UserError("storage", self.storage, "a folder or a URI", "For example runs.")
-        train_ways = self.tasks.train_ways
-        if train_ways not in (None, self.tasks.ways) and not isinstance(self.learner, ProtoNetConfig):
+        embeds, train_ways = learner_class(self.learner.kind).embeds, self.tasks.train_ways
+        if train_ways not in (None, self.tasks.ways) and not embeds:
             raise UserError(
                 "tasks.train_ways",
                 train_ways,
                 f"tasks.ways = {self.tasks.ways} for learner {self.learner.kind}, whose head has one output a class",
-                "Leave train_ways out; only protonet trains with other ways than it is tested with.",
+                f"Leave train_ways out; only {HEADLESS} train with other ways than they are tested with.",
             )
-        if isinstance(self.learner, ProtoNetConfig) and isinstance(self.tasks, SinusoidTasksConfig):
-            raise UserError("learner.kind", "protonet", "a learner for regression tasks", "Use maml or reptile.")
+        if embeds and isinstance(self.tasks, SinusoidTasksConfig):
+            raise UserError("learner.kind", self.learner.kind, "a learner for regression tasks", "Use maml or reptile.")
 
     @property
     def warnings(self) -> list[str]:
@@ -373,6 +380,8 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
         for section in filter(dataclasses.is_dataclass, members):
             return _parse(section, value, place)
     if dataclasses.is_dataclass(members[0]):
+        if hint == LearnerKind and isinstance(value, Mapping) and "." in str(value.get("kind")):
+            return _parse_own(str(value["kind"]), value, place)
         return _parse(members[0] if len(members) == 1 else _by_kind(members, value, place), value, place)
     if typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
         if not isinstance(value, list):
@@ -383,6 +392,12 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
         return adapter.validate_python(value, strict=True)
     except ValidationError as error:
         raise UserError(place, _short(value), describe_type(hint), _hint(hint, value)) from error
+
+
+def _parse_own(kind: str, content: Mapping[str, Any], place: str) -> Any:
+    """The settings of a learner in a user's own module; their `kind` is its import path, whatever they say."""
+    settings = {key: value for key, value in content.items() if key != "kind"}
+    return replace(_parse(learner_class(kind).config_type, settings, place), kind=kind)
 
 
 def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
@@ -508,14 +523,11 @@ def build_distribution(job: Job) -> TaskDistribution:
 
 def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
     """The job's learner with its base model."""
-    config = job.learner
-    outputs = None if isinstance(config, ProtoNetConfig) else distribution.outputs(job.tasks.training_episode())
+    kind = learner_class(job.learner.kind)
+    outputs = None if kind.embeds else distribution.outputs(job.tasks.training_episode())
     network = Network(build_model(job, distribution, outputs), job.model.init, distribution.loss)
-    if isinstance(config, MamlConfig):
-        return Maml(config, network)
-    if isinstance(config, ReptileConfig):
-        return Reptile(config, network)
-    return ProtoNet(config, network)
+    make = cast(Callable[[Any, Network], Learner], kind)  # what a learner is called with is its own affair in Python
+    return make(job.learner, network)
 
 
 def build_model(job: Job, distribution: TaskDistribution, outputs: int | None) -> BaseModel:

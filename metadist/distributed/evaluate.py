@@ -13,6 +13,7 @@ from metadist.distributed.logs import RunLogs
 from metadist.distributed.run import RunOptions, evaluation_plan, open_run
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
+from metadist.learners import learner_class
 from metadist.outer import StrategyCheck, decode_checkpoint
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
@@ -117,11 +118,11 @@ def _changed(job: Job, request: EvaluationRequest) -> Job:
     if request.norm is not None:
         content["model"]["norm"] = request.norm
     changed = config.parse_job(content)
-    if changed.tasks.ways != job.tasks.ways and job.learner.kind != "protonet":
+    if changed.tasks.ways != job.tasks.ways and not learner_class(job.learner.kind).embeds:
         raise UserError(
             "--ways",
             changed.tasks.ways,
             f"{job.tasks.ways}, the number of outputs that this {job.learner.kind} was trained with",
-            "Only learners without a head, such as protonet, can change it.",
+            f"Only learners without a head ({config.HEADLESS}) can change it.",
         )
     return changed

@@ -1,16 +1,30 @@
 """Learners: one algorithm a file, each reads like its paper."""
 
+from metadist.learners.anil import Anil, AnilConfig
 from metadist.learners.base import Learner, Meta, Network, TaskGradient, plain_meta
+from metadist.learners.boil import Boil, BoilConfig
 from metadist.learners.gradient import functional_gradients, inner_gradient
+from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
+from metadist.learners.matching import MatchingConfig, MatchingNet
+from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
 from metadist.learners.protonet import ProtoNet, ProtoNetConfig
 from metadist.learners.reptile import Reptile, ReptileConfig
 
 __all__ = [
+    "LEARNERS",
+    "Anil",
+    "AnilConfig",
+    "Boil",
+    "BoilConfig",
     "Learner",
     "Maml",
     "MamlConfig",
+    "MatchingConfig",
+    "MatchingNet",
     "Meta",
+    "MetaSgd",
+    "MetaSgdConfig",
     "Network",
     "ProtoNet",
     "ProtoNetConfig",
@@ -19,5 +33,6 @@ __all__ = [
     "TaskGradient",
     "functional_gradients",
     "inner_gradient",
+    "learner_class",
     "plain_meta",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,6 +23,10 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": nn.functional.cross_entropy,
     "mse": nn.functional.mse_loss,
 }
+
+
+#: how the names of the parameters of a model's head begin
+HEAD = "head."
 
 
 class Meta(NamedTuple):
@@ -72,6 +76,17 @@ class Network:
         out: Tensor = torch.func.functional_call(self.module, parameters, (support.x,))
         return out
 
+    def support_features(self, parameters: Parameters, support: Examples) -> Tensor:
+        """What the head would see of the support set [rows, features]."""
+        out: Tensor = torch.func.functional_call(self.module, parameters, (support.x,), {"head": False})
+        return out
+
+    def head(self, parameters: Parameters, features: Tensor) -> Tensor:
+        """Outputs of the head alone [rows, outputs], from the parameters named `head.…`."""
+        own = {name.removeprefix(HEAD): value for name, value in parameters.items() if name.startswith(HEAD)}
+        out: Tensor = torch.func.functional_call(self.module.head, own, (features,))
+        return out
+
     def query(self, parameters: Parameters, support: Examples, x: Tensor) -> Tensor:
         """Outputs on other inputs `x` [rows, outputs], normalised as the model's `norm` says."""
         if getattr(self.module, "norm_kind", None) != "support":
@@ -90,16 +105,22 @@ class Network:
 class Learner(ABC):
     """The interface of all learners.
 
-    Adapted learners are opaque: `adapt` makes them, `predict` uses them.
+    Adapted learners are opaque: `adapt` makes them, `predict` uses them. A job calls the class with an object of
+    its `config_type` and with the base model.
 
     Args:
         network: the base model.
         eval_steps: number of adaptation steps at evaluation.
     """
 
+    #: Frozen dataclass of the settings that a job may give, one of them `kind`.
+    config_type: ClassVar[type[Any]]
     #: Whether `task_gradient` is the learner's own rule. Otherwise the meta-gradient is the derivative
     #: of `task_loss`, and no method but that one is called in training.
     own_gradient = False
+    #: Whether the base model is an embedding, without a head. Such a learner classifies by comparing with the
+    #: support set, so that training may have other ways than evaluation.
+    embeds = False
 
     def __init__(self, network: Network, eval_steps: int) -> None:
         self.network, self.eval_steps = network, eval_steps

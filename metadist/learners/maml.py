@@ -7,9 +7,9 @@ derivative goes through the inner steps. `first_order` drops the second derivati
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Generator, Tensor
 
@@ -20,10 +20,9 @@ from metadist.tasks import Examples, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class MamlConfig:
-    """MAML and FOMAML."""
+class InnerLoopConfig:
+    """Gradient steps of one size on the support set."""
 
-    kind: Literal["maml"] = "maml"
     #: step size α of the adaptation
     inner_lr: float = 0.4
     #: adaptation steps in training; 0 trains on all tasks without meta-learning
@@ -41,6 +40,13 @@ class MamlConfig:
                 raise UserError(name, getattr(self, name), "a whole number of at least 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MamlConfig(InnerLoopConfig):
+    """MAML and FOMAML: learns initial weights from which a few gradient steps are enough."""
+
+    kind: Literal["maml"] = "maml"
+
+
 class AdaptedWeights(NamedTuple):
     """Weights for one task, and the support set that they come from."""
 
@@ -51,25 +57,33 @@ class AdaptedWeights(NamedTuple):
 class Maml(Learner):
     """Classification and regression, any base model."""
 
-    def __init__(self, config: MamlConfig, network: Network) -> None:
+    config_type: ClassVar[type[InnerLoopConfig]] = MamlConfig
+
+    def __init__(self, config: InnerLoopConfig, network: Network) -> None:
         super().__init__(network, config.eval_steps)
         self.config = config
 
     def init(self, generator: Generator) -> Meta:
         return plain_meta(self.network.fresh(generator))
 
-    def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
-        def loss(parameters: Parameters) -> Tensor:
-            return self.network.cost(self.network.support(parameters, support), support.y)
+    def adapts(self, name: str) -> bool:
+        """Whether the inner loop changes a parameter: all of them, but for ANIL and BOIL."""
+        return True
 
-        weights = meta.parameters
-        yield AdaptedWeights(weights, support)
+    def support_loss(self, start: Parameters, support: Examples) -> Callable[[Parameters], Tensor]:
+        """L_support as a function of the parameters that adapt; the others are as in `start`."""
+        return lambda weights: self.network.cost(self.network.support(start | weights, support), support.y)
+
+    def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
+        start, first_order = meta.parameters, self.config.first_order
+        loss = self.support_loss(_detached(start) if first_order else start, support)
+        weights = {name: w for name, w in start.items() if self.adapts(name)}
+        yield AdaptedWeights(start, support)
         for _ in range(steps):
             # At detached weights no graph of the inner gradient is kept: θ' = θ − α · constant.
-            at = {n: w.detach() for n, w in weights.items()} if self.config.first_order else weights
-            gradient = inner_gradient(loss, at)
+            gradient = inner_gradient(loss, _detached(weights) if first_order else weights)
             weights = {name: w - self.config.inner_lr * gradient[name] for name, w in weights.items()}
-            yield AdaptedWeights(weights, support)
+            yield AdaptedWeights(start | weights, support)
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         return self.network.query(adapted.parameters, adapted.support, x)
@@ -78,3 +92,7 @@ class Maml(Learner):
         adapted = self.adapt(meta, task.support, self.config.inner_steps)
         outputs = self.predict(adapted, task.query.x)
         return self.network.cost(outputs, task.query.y), outputs
+
+
+def _detached(parameters: Parameters) -> Parameters:
+    return {name: value.detach() for name, value in parameters.items()}

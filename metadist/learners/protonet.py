@@ -20,7 +20,7 @@ from metadist.tasks import Examples, Task
 
 @dataclass(frozen=True, kw_only=True)
 class ProtoNetConfig:
-    """Prototypical Networks; `tasks.train_ways` gives training more classes than evaluation."""
+    """Prototypical Networks: the nearest class mean in a learned embedding; `tasks.train_ways` may differ."""
 
     kind: Literal["protonet"] = "protonet"
 
@@ -35,6 +35,9 @@ class Prototypes(NamedTuple):
 
 class ProtoNet(Learner):
     """Classification; the base model is an embedding, without a head."""
+
+    config_type = ProtoNetConfig
+    embeds = True
 
     def __init__(self, config: ProtoNetConfig, network: Network) -> None:
         super().__init__(network, eval_steps=0)

@@ -26,7 +26,7 @@ from metadist.tasks import Examples, Task
 
 @dataclass(frozen=True, kw_only=True)
 class ReptileConfig:
-    """Reptile; use it with `optimizer: {kind: sgd, lr: 1.0, schedule: linear}`."""
+    """Reptile: moves towards adapted weights; with `optimizer: {kind: sgd, lr: 1.0, schedule: linear}`."""
 
     kind: Literal["reptile"] = "reptile"
     #: optimiser of the adaptation
@@ -59,6 +59,7 @@ class ReptileConfig:
 class Reptile(Learner):
     """Classification and regression, any base model."""
 
+    config_type = ReptileConfig
     own_gradient = True
     eps = 1e-8
 

@@ -53,14 +53,16 @@ class BaseModel(nn.Module, ABC):
     def features(self, x: Tensor, reference: int | None) -> Tensor:
         """Features [n, features] of inputs [n, …]."""
 
-    def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, reference: int | None = None, head: bool = True) -> Tensor:
         """Outputs [n, outputs] (or features, without a head) of inputs [n, …].
 
         Args:
             reference: the first `reference` rows are the ones whose statistics normalise all rows;
                 `None`: every row counts.
+            head: whether the features go through the head.
         """
-        out: Tensor = self.head(self.features(x, reference))
+        features = self.features(x, reference)
+        out: Tensor = self.head(features) if head else features
         return out
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,17 +12,22 @@ from torch import Tensor, nn
 
 from metadist.errors import UserError
 from metadist.learners import (
+    AnilConfig,
+    BoilConfig,
     Learner,
     Maml,
     MamlConfig,
+    MatchingConfig,
     Meta,
+    MetaSgd,
+    MetaSgdConfig,
     Network,
-    ProtoNet,
     ProtoNetConfig,
     Reptile,
     ReptileConfig,
     functional_gradients,
     inner_gradient,
+    learner_class,
 )
 from metadist.models import BaseModel, Mlp, MlpConfig
 from metadist.outer import compute_meta_gradient
@@ -50,16 +56,11 @@ def batch_of_one(task: Task) -> Task:
     return Task(*(part._replace(x=part.x[None], y=part.y[None]) for part in task))
 
 
-def make(config: MamlConfig | ReptileConfig, norm: str = "none") -> Learner:
-    """A small multi-layer perceptron with three outputs."""
-    kind = Maml if isinstance(config, MamlConfig) else Reptile
-    model = Mlp(MlpConfig(hidden=[5], activation="tanh", norm=norm), (4,), 3)
+def make(config: Any, norm: str = "none") -> Any:
+    """A learner on a small multi-layer perceptron, with three outputs where it has a head."""
+    kind = learner_class(config.kind)
+    model = Mlp(MlpConfig(hidden=[5], activation="tanh", norm=norm), (4,), None if kind.embeds else 3)
     return kind(config, Network(model, "xavier", "cross_entropy"))
-
-
-def embedding(norm: str = "none") -> ProtoNet:
-    model = Mlp(MlpConfig(hidden=[5], activation="tanh", norm=norm), (4,), None)
-    return ProtoNet(ProtoNetConfig(), Network(model, "xavier", "cross_entropy"))
 
 
 def fresh(learner: Learner, seed: int = 0) -> Meta:
@@ -104,6 +105,58 @@ def test_maml_on_a_parabola(steps: int, first_order: bool, strategy: str) -> Non
     assert float(found.loss) == pytest.approx(5 * w * w - 7 * w + 2.5, rel=1e-14)
     slope = (10 * w - 7) * (1.0 if first_order else 0.5**steps)
     assert float(found.gradient["w"]) == pytest.approx(slope, rel=1e-14)
+
+
+def test_meta_sgd_on_a_parabola() -> None:
+    """Its second parameter is the step size α: w' = w − α g, so that dL/dα = −g L'(w')."""
+    learner = MetaSgd(MetaSgdConfig(inner_steps=1), Network(Slope(), "xavier", "mse"))
+    meta = Meta(
+        {name: torch.tensor([[value]], dtype=F64) for name, value in (("w", 0.5), ("step_sizes.w", 0.1))}, {}, {}
+    )
+    found = compute_meta_gradient(learner, meta, batch_of_one(Task(SUPPORT, QUERY)), "loop")
+    # g = 5 w − 8 = −5.5, w' = 0.5 + 0.55 = 1.05, L'(w') = 10 w' − 7 = 3.5, dw'/dw = 1 − 5 α.
+    assert float(found.gradient["w"]) == pytest.approx(3.5 * 0.5, rel=1e-14)
+    assert float(found.gradient["step_sizes.w"]) == pytest.approx(3.5 * 5.5, rel=1e-14)
+
+
+def test_step_sizes_begin_where_they_are_told() -> None:
+    constant, drawn = (make(MetaSgdConfig(**settings)) for settings in ({"inner_lr": 0.3}, {}))
+    first, again, other = (drawn.init(torch.Generator().manual_seed(seed)).parameters for seed in (0, 0, 1))
+    weights = [name for name in first if not name.startswith("step_sizes.")]
+    assert list(first) == [*weights, *(f"step_sizes.{name}" for name in weights)]
+    for name in weights:
+        sizes = first[f"step_sizes.{name}"]
+        assert sizes.shape == first[name].shape
+        assert 0.005 <= sizes.min() < sizes.max() < 0.1, "each weight has one of its own"
+        assert torch.equal(sizes, again[f"step_sizes.{name}"])
+        assert not torch.equal(sizes, other[f"step_sizes.{name}"])
+        assert fresh(constant).parameters[f"step_sizes.{name}"].unique().tolist() == pytest.approx([0.3])
+
+
+@pytest.mark.usefixtures("gradients")
+@pytest.mark.parametrize(("kind", "adapting"), [("anil", {"head.weight", "head.bias"}), ("boil", {"layers.0.weight"})])
+def test_only_a_part_adapts(support: Examples, kind: str, adapting: set[str]) -> None:
+    learner = make(learner_class(kind).config_type(inner_lr=0.1), norm="batch")
+    meta = fresh(learner)
+    changed = {
+        name
+        for name, value in learner.adapt(meta, support, 2).parameters.items()
+        if not torch.equal(value, meta.parameters[name])
+    }
+    assert changed == adapting | ({"norms.0.weight", "norms.0.bias"} if kind == "boil" else set())
+
+
+def test_anil_computes_the_features_of_a_support_set_once(support: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make(AnilConfig(inner_lr=0.1))
+    seen: list[Tensor] = []
+    features = learner.network.module.features
+    monkeypatch.setattr(
+        learner.network.module, "features", lambda x, reference: seen.append(x) or features(x, reference)
+    )
+    adapted = learner.adapt(fresh(learner), support, 5)
+    assert [x is support.x for x in seen] == [True]
+    learner.predict(adapted, support.x[:1])
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -154,7 +207,7 @@ def test_reptile_begins_afresh_in_each_task(support: Examples) -> None:
 
 @pytest.mark.parametrize("norm", ["none", "layer", "batch", "support"])
 def test_protonet_by_hand(support: Examples, norm: str) -> None:
-    learner = embedding(norm)
+    learner = make(ProtoNetConfig(), norm)
     meta = fresh(learner)
     query = torch.randn(4, 4, generator=torch.Generator().manual_seed(4), dtype=F64)
     y = torch.tensor([2, 0, 1, 1])
@@ -181,7 +234,7 @@ def test_protonet_by_hand(support: Examples, norm: str) -> None:
 
 
 def test_protonet_takes_unbalanced_classes_in_any_order(support: Examples) -> None:
-    learner = embedding()
+    learner = make(ProtoNetConfig())
     meta = fresh(learner)
     uneven = Examples(support.x, torch.tensor([2, 0, 0, 1, 0, 2]), 3)
     points = torch.func.functional_call(learner.network.module, meta.parameters, (support.x,))
@@ -189,15 +242,52 @@ def test_protonet_takes_unbalanced_classes_in_any_order(support: Examples) -> No
     assert torch.allclose(learner.adapt(meta, uneven).points, expected, atol=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_matching_by_hand(support: Examples, scale: float) -> None:
+    """Classes of one, two and three rows in any order; the class weights of a query sum to 1."""
+    learner = make(MatchingConfig(scale=scale))
+    meta = fresh(learner)
+    uneven = Examples(support.x, torch.tensor([2, 0, 2, 1, 0, 2]), 3)
+    query = torch.randn(4, 4, generator=torch.Generator().manual_seed(4), dtype=F64)
+    points, embedded = (
+        torch.func.functional_call(learner.network.module, meta.parameters, (x,)) for x in (support.x, query)
+    )
+    mixtures = []
+    for row in embedded:
+        heat = [math.exp(scale * float(row @ p) / math.dist(row, [0] * 5) / math.dist(p, [0] * 5)) for p in points]
+        mixtures.append([sum(h for h, y in zip(heat, uneven.y, strict=True) if y == k) / sum(heat) for k in range(3)])
+    outputs = learner.predict(learner.adapt(meta, uneven), query)
+    assert torch.allclose(outputs.softmax(1), torch.tensor(mixtures, dtype=F64), atol=1e-13)
+    y = torch.tensor([2, 0, 1, 1])
+    loss, _ = learner.task_loss(meta, Task(uneven, Examples(query, y, 3)))
+    expected = -sum(math.log(row[k]) for row, k in zip(mixtures, y.tolist(), strict=True)) / 4
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+
+
+def test_matching_takes_an_embedding_of_zeros(support: Examples) -> None:
+    """It has no direction: every class is equally near, and its gradient is finite."""
+    learner = make(MatchingConfig())
+    meta = fresh(learner)
+    zeros = {name: torch.zeros_like(value) for name, value in meta.parameters.items()}
+    batch = batch_of_one(Task(support, support))
+    found = compute_meta_gradient(learner, meta._replace(parameters=zeros), batch, "loop")
+    assert float(found.loss) == pytest.approx(math.log(3))
+    assert all(value.isfinite().all() for value in found.gradient.values())
+
+
 LEARNERS: list[Callable[[], Learner]] = [
     lambda: make(MamlConfig(inner_lr=0.1, eval_steps=3)),
     lambda: make(MamlConfig(inner_lr=0.1, eval_steps=3, first_order=True)),
     lambda: make(ReptileConfig(eval_steps=3)),
+    lambda: make(AnilConfig(inner_lr=0.1, eval_steps=3)),
+    lambda: make(BoilConfig(inner_lr=0.1, eval_steps=3)),
+    lambda: make(MetaSgdConfig(eval_steps=3)),
 ]
+NAMES = ["maml", "fomaml", "reptile", "anil", "boil", "metasgd"]
 
 
 @pytest.mark.usefixtures("gradients")
-@pytest.mark.parametrize("build", LEARNERS, ids=["maml", "fomaml", "reptile"])
+@pytest.mark.parametrize("build", LEARNERS, ids=NAMES)
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_adaptation_yields_every_step_and_leaves_no_graph(
     build: Callable[[], Learner], support: Examples, steps: int
@@ -209,7 +299,7 @@ def test_adaptation_yields_every_step_and_leaves_no_graph(
         states = list(learner.adaptation(meta, support, steps))
         outputs = [learner.predict(state, support.x) for state in states]
     assert len(states) == steps + 1
-    assert all(torch.equal(states[0].parameters[name], before[name]) for name in before)
+    assert all(torch.equal(value, before[name]) for name, value in states[0].parameters.items())
     assert not any(value.requires_grad for state in states for value in state.parameters.values())
     assert not any(out.requires_grad for out in outputs)
     assert len({out.numpy().tobytes() for out in outputs}) == steps + 1
@@ -219,7 +309,7 @@ def test_adaptation_yields_every_step_and_leaves_no_graph(
     assert losses == sorted(losses, reverse=True)
 
 
-@pytest.mark.parametrize("build", LEARNERS, ids=["maml", "fomaml", "reptile"])
+@pytest.mark.parametrize("build", LEARNERS, ids=NAMES)
 def test_adapt_takes_the_evaluation_steps_unless_told(build: Callable[[], Learner], support: Examples) -> None:
     learner = build()
     meta = fresh(learner)
@@ -228,29 +318,31 @@ def test_adapt_takes_the_evaluation_steps_unless_told(build: Callable[[], Learne
         assert all(torch.equal(adapted.parameters[name], value) for name, value in state.parameters.items())
 
 
-def test_protonet_has_nothing_to_adapt_step_by_step(support: Examples) -> None:
-    learner = embedding()
+@pytest.mark.parametrize("config", [ProtoNetConfig(), MatchingConfig()])
+def test_embeddings_have_nothing_to_adapt_step_by_step(support: Examples, config: Any) -> None:
+    learner = make(config)
     with torch.no_grad():
         states = list(learner.adaptation(fresh(learner), support, learner.eval_steps))
     assert len(states) == 1
-    assert not states[0].points.requires_grad
+    assert not states[0][0].requires_grad
 
 
 @pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
-@pytest.mark.parametrize("kind", ["maml", "reptile", "protonet"])
+@pytest.mark.parametrize("kind", ["maml", "anil", "boil", "metasgd", "reptile", "protonet", "matching"])
 def test_predictions_depend_on_other_queries_with_batch_statistics_only(
     kind: str, norm: str, support: Examples
 ) -> None:
     """The transductive setting changes what accuracy means, so it must be the one that was asked for."""
-    configs = {"maml": MamlConfig(inner_lr=0.1), "reptile": ReptileConfig()}
-    learner = embedding(norm) if kind == "protonet" else make(configs[kind], norm)
+    configs = {kind: learner_class(kind).config_type() for kind in ("reptile", "protonet", "matching")}
+    configs |= {kind: learner_class(kind).config_type(inner_lr=0.1) for kind in ("maml", "anil", "boil", "metasgd")}
+    learner = make(configs[kind], norm)
     meta = fresh(learner)
     query = torch.randn(5, 4, generator=torch.Generator().manual_seed(5), dtype=F64)
     adapted = learner.adapt(meta, support, 1)
     together, alone = learner.predict(adapted, query), learner.predict(adapted, query[:2])
     assert torch.allclose(together[:2], alone, atol=1e-12) == (norm != "batch")
     with_other_support = learner.predict(learner.adapt(meta, Examples(3 * support.x, support.y, 3), 0), query)
-    if kind != "protonet":
+    if not learner.embeds:
         unadapted = learner.predict(learner.adapt(meta, support, 0), query)
         assert torch.allclose(unadapted, with_other_support, atol=1e-12) == (norm != "support")
 
@@ -285,6 +377,16 @@ def test_learners_without_a_rule_of_their_own_say_so(support: Examples) -> None:
         (MamlConfig, {"inner_lr": math.nan}, "inner_lr"),
         (MamlConfig, {"inner_steps": -1}, "inner_steps"),
         (MamlConfig, {"eval_steps": -1}, "eval_steps"),
+        (AnilConfig, {"inner_lr": 0.0}, "inner_lr"),
+        (BoilConfig, {"inner_steps": -1}, "inner_steps"),
+        (MetaSgdConfig, {"inner_lr": 0.0}, "inner_lr"),
+        (MetaSgdConfig, {"inner_lr": [0.1, 0.05]}, "inner_lr"),
+        (MetaSgdConfig, {"inner_lr": [0.0, 0.05]}, "inner_lr"),
+        (MetaSgdConfig, {"inner_lr": [0.1]}, "inner_lr"),
+        (MetaSgdConfig, {"inner_lr": []}, "inner_lr"),
+        (MetaSgdConfig, {"inner_steps": 0}, "inner_steps"),
+        (MetaSgdConfig, {"eval_steps": -1}, "eval_steps"),
+        (MatchingConfig, {"scale": 0.0}, "scale"),
         (ReptileConfig, {"inner_lr": -1.0}, "inner_lr"),
         (ReptileConfig, {"inner_steps": 0}, "inner_steps"),
         (ReptileConfig, {"inner_batch": 0}, "inner_batch"),

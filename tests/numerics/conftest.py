@@ -7,7 +7,19 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from metadist.learners import Learner, Maml, MamlConfig, Meta, Network, ProtoNet, ProtoNetConfig, Reptile, ReptileConfig
+from metadist.learners import (
+    AnilConfig,
+    BoilConfig,
+    Learner,
+    MamlConfig,
+    MatchingConfig,
+    Meta,
+    MetaSgdConfig,
+    Network,
+    ProtoNetConfig,
+    ReptileConfig,
+    learner_class,
+)
 from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
 from metadist.tasks import Examples, Task
 
@@ -24,13 +36,21 @@ LEARNERS = {
     "reptile-adam-batches": ReptileConfig(inner_lr=0.01, inner_steps=4, inner_batch=4, beta1=0.3),
     "reptile-adam-full": ReptileConfig(inner_lr=0.01, inner_steps=3, inner_batch=None),
     "protonet": ProtoNetConfig(),
+    "anil-3": AnilConfig(inner_steps=3, inner_lr=0.3),
+    "foanil-2": AnilConfig(inner_steps=2, inner_lr=0.3, first_order=True),
+    "boil-2": BoilConfig(inner_steps=2, inner_lr=0.3),
+    "foboil-2": BoilConfig(inner_steps=2, inner_lr=0.3, first_order=True),
+    "metasgd-1": MetaSgdConfig(inner_steps=1),
+    "metasgd-2": MetaSgdConfig(inner_steps=2, inner_lr=0.1),
+    "matching": MatchingConfig(),
+    "matching-scaled": MatchingConfig(scale=5.0),
 }
+EMBEDDINGS = [name for name, config in LEARNERS.items() if learner_class(config.kind).embeds]
 
 
 def build_learner(name: str, module: BaseModel, loss: str) -> Learner:
-    config, network = LEARNERS[name], Network(module, "xavier", loss)
-    kind = {MamlConfig: Maml, ReptileConfig: Reptile, ProtoNetConfig: ProtoNet}[type(config)]
-    return kind(config, network)
+    config = LEARNERS[name]
+    return learner_class(config.kind)(config, Network(module, "xavier", loss))
 
 
 def build_model(kind: str, norm: str, outputs: int | None, pool: bool = False) -> BaseModel:
@@ -70,8 +90,8 @@ def setting() -> Callable[..., tuple[Learner, Meta, Task]]:
     """A learner by name with a model and norm; the multi-layer perceptron regresses where the learner can."""
 
     def make(name: str, kind: str, norm: str, pool: bool = False) -> tuple[Learner, Meta, Task]:
-        loss = "mse" if kind == "mlp" and name != "protonet" else "cross_entropy"
-        outputs = None if name == "protonet" else 2 if loss == "mse" else WAYS
+        loss = "mse" if kind == "mlp" and name not in EMBEDDINGS else "cross_entropy"
+        outputs = None if name in EMBEDDINGS else 2 if loss == "mse" else WAYS
         learner = build_learner(name, build_model(kind, norm, outputs, pool), loss)
         return learner, random_meta(learner), random_tasks((4,) if kind == "mlp" else (1, 8, 8), loss)
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import cycle, islice
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from metadist.learners import MamlConfig, ProtoNetConfig, ReptileConfig
+from metadist.learners import AnilConfig, BoilConfig, MatchingConfig, MetaSgdConfig, ProtoNetConfig, ReptileConfig
 from metadist.outer import compute_meta_gradient
 from metadist.tasks import Task, take
 
 LEARNERS = ["maml-1", "maml-3", "fomaml-3", "maml-0", "reptile-sgd-batches", "reptile-adam-batches"]
-LEARNERS += ["reptile-adam-full", "protonet"]
+LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "foboil-2", "metasgd-1", "metasgd-2"]
+LEARNERS += ["matching", "matching-scaled"]
 NORMS = ["batch", "support", "layer", "none"]
 KINDS = ["conv", "mlp"]
 Weights = dict[str, Tensor]
@@ -83,17 +85,42 @@ def leaves(w: Weights) -> Weights:
     return {name: value.detach().clone().requires_grad_() for name, value in w.items()}
 
 
-def query_loss(net: Net, config: MamlConfig | ProtoNetConfig, theta: Weights, task: Task) -> Tensor:
+def step_size(config: Any, theta: Weights, name: str) -> float | Tensor:
+    """What a gradient-based learner multiplies a weight's inner gradient by; 0 for those that do not adapt."""
+    if isinstance(config, MetaSgdConfig):
+        return theta[f"step_sizes.{name}"]
+    is_head = name in ("head.weight", "head.bias")
+    if (isinstance(config, AnilConfig) and not is_head) or (isinstance(config, BoilConfig) and is_head):
+        return 0.0
+    return config.inner_lr
+
+
+def prototype_loss(points: Tensor, y: Tensor, embedded: Tensor, query_y: Tensor) -> Tensor:
+    prototypes = [torch.stack([p for p, c in zip(points, y, strict=True) if c == k]).mean(0) for k in range(3)]
+    return cost(torch.stack([torch.stack([-((e - p) ** 2).sum() for p in prototypes]) for e in embedded]), query_y)
+
+
+def attention_loss(scale: float, support: Tensor, y: Tensor, embedded: Tensor, query_y: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for point, label in zip(embedded, query_y, strict=True):
+        cosines = [point @ s / ((point @ point) * (s @ s)).sqrt() for s in support]
+        weights = torch.stack([(scale * cosine).exp() for cosine in cosines])
+        attention = weights / weights.sum()
+        total = total - sum(a for a, c in zip(attention, y, strict=True) if c == label).log()
+    return total / len(query_y)
+
+
+def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
     """The outer loss of one task, as a differentiable function of `theta`."""
     (x, y, _), (query_x, query_y, _) = task
     if isinstance(config, ProtoNetConfig):
-        points, embedded = net(theta, x, x), net(theta, x, query_x)
-        prototypes = [torch.stack([p for p, c in zip(points, y, strict=True) if c == k]).mean(0) for k in range(3)]
-        return cost(torch.stack([torch.stack([-((e - p) ** 2).sum() for p in prototypes]) for e in embedded]), query_y)
-    w = theta
+        return prototype_loss(net(theta, x, x), y, net(theta, x, query_x), query_y)
+    if isinstance(config, MatchingConfig):
+        return attention_loss(config.scale, net(theta, x, x), y, net(theta, x, query_x), query_y)
+    w = {name: value for name, value in theta.items() if not name.startswith("step_sizes.")}
     for _ in range(config.inner_steps):
         step = grad(cost(net(w, x, x), y), w, graph=True)
-        w = {name: value - config.inner_lr * step[name] for name, value in w.items()}
+        w = {name: value - step_size(config, theta, name) * step[name] for name, value in w.items()}
     return cost(net(w, x, query_x), query_y)
 
 
@@ -114,7 +141,7 @@ def reptile_weights(net: Net, config: ReptileConfig, theta: Weights, task: Task)
     return {name: value.detach() for name, value in w.items()}
 
 
-def reference(net: Net, config: object, theta: Weights, task: Task) -> tuple[Weights, float]:
+def reference(net: Net, config: Any, theta: Weights, task: Task) -> tuple[Weights, float]:
     """One task's meta-gradient and query loss, from the paper."""
     theta = leaves(theta)
     (x, y, _), (query_x, query_y, _) = task
@@ -122,11 +149,11 @@ def reference(net: Net, config: object, theta: Weights, task: Task) -> tuple[Wei
         phi = reptile_weights(net, config, theta, task)
         gradient = {name: value.detach() - phi[name] for name, value in theta.items()}
         return gradient, float(cost(net(phi, x, query_x), query_y))
-    if isinstance(config, MamlConfig) and config.first_order:
+    if getattr(config, "first_order", False):
         w = theta
         for _ in range(config.inner_steps):
             step = grad(cost(net(w, x, x), y), w)
-            w = leaves({name: value - config.inner_lr * step[name] for name, value in w.items()})
+            w = leaves({name: value - step_size(config, theta, name) * step[name] for name, value in w.items()})
         loss = cost(net(w, x, query_x), query_y)
         return grad(loss, w), float(loss.detach())
     loss = query_loss(net, config, theta, task)
@@ -161,7 +188,7 @@ def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strat
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["maml-1", "maml-3", "protonet"])
+@pytest.mark.parametrize("name", ["maml-1", "maml-3", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled"])
 def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
     """Central differences of the loss along random directions; no derivative is taken of the outer loss."""
     learner, meta, batch = setting(name, kind, norm)
@@ -215,7 +242,9 @@ def test_counts_correct_rows(setting: Callable, strategy: str) -> None:
 
 @pytest.mark.parametrize("flat_areas", [False, True], ids=["noise", "flat-areas"])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["maml-1", "maml-3", "reptile-adam-batches", "protonet"])
+@pytest.mark.parametrize(
+    "name", ["maml-1", "maml-3", "reptile-adam-batches", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled"]
+)
 def test_strategies_agree_with_max_pooling(setting: Callable, name: str, norm: str, flat_areas: bool) -> None:
     """Also where all values of a pooling window are equal, as in the background of drawn characters."""
     learner, meta, batch = setting(name, "conv", norm, pool=True)

@@ -124,7 +124,10 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
 
 
 @pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
-@pytest.mark.parametrize("name", ["maml-3", "fomaml-3", "reptile-adam-batches", "protonet"])
+@pytest.mark.parametrize(
+    "name",
+    ["maml-3", "fomaml-3", "reptile-adam-batches", "protonet", "anil-3", "foboil-2", "metasgd-2", "matching-scaled"],
+)
 @pytest.mark.parametrize("pool", [False, True])
 def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) -> None:
     learner, meta, batch = setting(name, "conv", norm, pool)

@@ -1,0 +1,43 @@
+"""ANIL: Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the
+Effectiveness of MAML", ICLR 2020.
+
+MAML whose inner loop adapts the head alone ("almost no inner loop", section 4), in training and at evaluation;
+the outer loop trains body and head. The body is the same in all inner steps, so the features of the support set
+are computed once a task, and the derivative of the outer loss with respect to the body goes through these
+features, those of the query set, and the adapted head.
+
+`first_order` is MAML's and not in the paper: the head's step is a constant to the outer derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from metadist.learners.base import HEAD
+from metadist.learners.gradient import Parameters
+from metadist.learners.maml import InnerLoopConfig, Maml
+from metadist.tasks import Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnilConfig(InnerLoopConfig):
+    """ANIL: MAML whose inner loop adapts the head only."""
+
+    kind: Literal["anil"] = "anil"
+
+
+class Anil(Maml):
+    """Classification and regression, any base model with a head."""
+
+    config_type = AnilConfig
+
+    def adapts(self, name: str) -> bool:
+        return name.startswith(HEAD)
+
+    def support_loss(self, start: Parameters, support: Examples) -> Callable[[Parameters], Tensor]:
+        features = self.network.support_features(start, support)  # [rows, features]
+        return lambda head: self.network.cost(self.network.head(head, features), support.y)

@@ -1,0 +1,52 @@
+"""Learners by kind: the project's own by name, a user's by where it is imported from."""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from typing import Any
+
+from metadist.errors import UserError
+from metadist.learners.anil import Anil
+from metadist.learners.base import Learner
+from metadist.learners.boil import Boil
+from metadist.learners.maml import Maml
+from metadist.learners.matching import MatchingNet
+from metadist.learners.metasgd import MetaSgd
+from metadist.learners.protonet import ProtoNet
+from metadist.learners.reptile import Reptile
+
+_OURS: tuple[type[Learner], ...] = (Maml, Anil, Boil, MetaSgd, Reptile, ProtoNet, MatchingNet)
+#: the project's own, by the `kind` of their settings
+LEARNERS = {learner.config_type.kind: learner for learner in _OURS}
+
+
+def learner_class(kind: str) -> type[Learner]:
+    """The learner of a kind: one of `LEARNERS`, or a class by its import path (`my_package.MyLearner`).
+
+    Raises:
+        UserError: it cannot be imported, or is no learner that a job can build.
+    """
+    if kind in LEARNERS:
+        return LEARNERS[kind]
+    try:
+        module, _, name = kind.rpartition(".")
+        found = pkgutil.resolve_name(f"{module}:{name}")
+    except Exception as error:  # a user's module may do anything when it is imported
+        expected = f"the import path of a learner; importing it gives {type(error).__name__}: {error}"
+        hint = "Modules are looked for in the working folder, on PYTHONPATH, and among installed packages."
+        raise UserError("learner.kind", kind, expected, hint) from error
+    if not (isinstance(found, type) and issubclass(found, Learner)):
+        raise UserError("learner.kind", kind, "the import path of a subclass of metadist.learners.Learner")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise UserError("learner.kind", kind, f"a learner that defines {', '.join(missing)}")
+    if not _is_config(getattr(found, "config_type", None)):
+        expected = "a learner whose config_type is a frozen dataclass with a field kind: str = ''"
+        raise UserError("learner.kind", kind, expected)
+    return found
+
+
+def _is_config(kind: Any) -> bool:
+    frozen = dataclasses.is_dataclass(kind) and getattr(kind, "__dataclass_params__").frozen  # noqa: B009  not typed
+    return frozen and isinstance(getattr(kind, "kind", None), str)

@@ -1,0 +1,54 @@
+"""Every learner that a job can name, built from a job: the same bits again, also when stopped on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from metadist.config import build_experiment, parse_job
+from metadist.learners import LEARNERS
+from metadist.outer import Experiment, check_strategy, decode_checkpoint
+
+
+def experiment(kind: str, **changes: Any) -> Experiment:
+    content = {
+        "steps": 6,
+        "tasks": {"kind": "linear", "shots": 2, "query": 3, "batch": 5, "chunk": 2},
+        "model": {"kind": "mlp", "hidden": [6], "norm": "support"},
+        "learner": {"kind": kind},
+    }
+    return build_experiment(parse_job(content | changes), "run")
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_stopped_and_resumed_is_uninterrupted(make_run: Callable[..., Any], kind: str) -> None:
+    whole, run = make_run(experiment(kind)), make_run(experiment(kind))
+    expected = whole.go()
+    assert run.go(stop=lambda: len(run.notes.records) == 4).step == 4
+    result = run.go(resume=True)
+    assert (result.step, result.params_sha256) == (6, expected.params_sha256)
+    assert [record.loss for record in run.notes.records] == [record.loss for record in whole.notes.records]
+    assert make_run(experiment(kind, seed=1)).go().params_sha256 != expected.params_sha256
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_vectorised_is_what_runs(kind: str) -> None:
+    """No learner falls back to the plain loop with a model of ours."""
+    made = experiment(kind)
+    batch = made.distribution.batch("train", 0, range(2), made.episode, torch.device("cpu"))
+    found = check_strategy(made.learner, made.initial(), batch, "vectorized", "the rule")
+    assert (found.strategy, found.reason) == ("vectorized", "the rule")
+
+
+@pytest.mark.parametrize(("lr", "moved"), [(0.0, False), (0.1, True)])
+def test_a_group_of_the_optimizer_can_be_the_step_sizes(make_run: Callable[..., Any], lr: float, moved: bool) -> None:
+    run = make_run(experiment("metasgd", optimizer={"lr": 0.01, "groups": [{"match": "step_sizes.*", "lr": lr}]}))
+    start = run.experiment.initial().parameters
+    run.go()
+    name = run.folder.checkpoints()[-1]
+    end = decode_checkpoint(run.folder.read(name), name).state.meta.parameters
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert changed == {name for name in start if moved or not name.startswith("step_sizes.")}
