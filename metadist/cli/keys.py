@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,31 +34,42 @@ def keys_command(
     if not found:
         sections = {key.path.partition(".")[0] for key in job_keys()}
         raise UserError("SECTION", section, f"one of {', '.join(sorted(sections))}", nearest(str(section), sections))
-    for key in found:
+    show_keys(found)
+
+
+def show_keys(keys: Iterable[Key]) -> None:
+    """Print keys, one paragraph each."""
+    for key in keys:
         typer.echo(f"{typer.style(key.path, bold=True)}  ({key.type}; {key.default})")
         typer.echo(f"    {key.meaning}")
 
 
 def job_keys() -> list[Key]:
     """The keys of a job file, in its order; where a section has kinds, each kind's keys in turn."""
-    return list(_keys(Job, ""))
+    return list(section_keys(Job, ""))
 
 
-def _keys(config: Any, path: str) -> Iterator[Key]:
+def section_keys(config: Any, path: str) -> Iterator[Key]:
+    """The keys of one section's dataclass; `path` is what goes before their names."""
     hints, meanings = typing.get_type_hints(config), _meanings(config)
     for field in dataclasses.fields(config):
         hint, place = hints[field.name], f"{path}{field.name}"
         members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if dataclasses.is_dataclass(members[0]):
             for member in members:
-                yield from _keys(member, f"{place}.")
+                yield from section_keys(member, f"{place}.")
             continue
         default = field.default_factory() if callable(field.default_factory) else field.default
         if field.name == "kind":
-            yield Key(place, "kind", str(default), (inspect.getdoc(config) or "").splitlines()[0])
+            yield Key(place, "kind", str(default), summary(config))
         else:
             shown = "required" if default is dataclasses.MISSING else f"default {_yaml(default)}"
             yield Key(place, describe_type(hint), shown, meanings.get(field.name, ""))
+
+
+def summary(config: Any) -> str:
+    """What a section's dataclass is, in a line: the first of its docstring."""
+    return (inspect.getdoc(config) or "").partition("\n")[0]
 
 
 def _yaml(value: Any) -> str:

@@ -30,6 +30,7 @@ def _app() -> typer.Typer:
     from metadist.cli.evaluate import evaluate_command
     from metadist.cli.jobs import app as jobs_app
     from metadist.cli.keys import keys_command
+    from metadist.cli.kinds import list_command
     from metadist.cli.runs import app as runs_app
     from metadist.cli.submit import submit_command
     from metadist.cli.train import train_command
@@ -50,6 +51,7 @@ def _app() -> typer.Typer:
     app.command("submit")(submit_command)
     app.command("ui")(ui_command)
     app.command("keys")(keys_command)
+    app.command("list")(list_command)
     app.command("doctor")(doctor_command)
     app.add_typer(data_app, name="data")
     app.add_typer(jobs_app, name="jobs")
@@ -59,6 +61,8 @@ def _app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; the exit code is 2 for a user's mistake, 1 for a fault of the run or of metadist."""
+    if "" not in sys.path:  # the working folder, for the user's own modules; last, so as to hide no installed one
+        sys.path.append("")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -32,6 +32,7 @@ def test_version(start: Callable[..., subprocess.Popen[str]]) -> None:
         ["submit"],
         ["jobs"],
         ["jobs", "stop"],
+        ["list"],
     ],
 )
 def test_help(metadist: Callable[..., Any], command: list[str]) -> None:
