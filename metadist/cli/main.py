@@ -25,6 +25,7 @@ def _root(
 
 def _app() -> typer.Typer:
     # The commands import torch, which takes a second in which Ctrl-C must be handled too.
+    from metadist.cli.bench import app as bench_app
     from metadist.cli.data import app as data_app
     from metadist.cli.doctor import doctor_command
     from metadist.cli.evaluate import evaluate_command
@@ -53,6 +54,7 @@ def _app() -> typer.Typer:
     app.command("keys")(keys_command)
     app.command("list")(list_command)
     app.command("doctor")(doctor_command)
+    app.add_typer(bench_app, name="bench")
     app.add_typer(data_app, name="data")
     app.add_typer(jobs_app, name="jobs")
     app.add_typer(runs_app, name="runs")

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from metadist.data.atomic import partial_folder, place_folder, remove_partials, sync_folder
 from metadist.data.locks import file_lock
 from metadist.data.manifest import MANIFEST_NAME, PIXELS_NAME, parse_manifest
@@ -98,6 +96,8 @@ def _sha256(manifest: bytes, origin: str) -> str:
 
 def _read_manifest(uri: str) -> tuple[Any, str, bytes]:
     """The URI's file system, its path there, and the manifest's bytes."""
+    import pyarrow as pa
+
     filesystem, path = _connect(uri)
     try:
         with filesystem.open_input_stream(f"{path.rstrip('/')}/{MANIFEST_NAME}") as stream:
@@ -108,6 +108,7 @@ def _read_manifest(uri: str) -> tuple[Any, str, bytes]:
 
 def _connect(uri: str) -> tuple[Any, str]:
     # Imported here: most jobs have no URI, and this loads the clients of all clouds.
+    import pyarrow as pa
     from pyarrow import fs
 
     try:
@@ -121,6 +122,8 @@ def _connect(uri: str) -> tuple[Any, str]:
 
 def _read(uri: str, filesystem: Any, path: str) -> Iterator[bytes]:
     """A remote file in pieces. Errors of reading name the URI; those of writing are left to `partial_folder`."""
+    import pyarrow as pa
+
     try:
         with filesystem.open_input_stream(path) as stream:
             while piece := stream.read(_CHUNK):

@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from metadist.data.atomic import partial_folder, place_folder, sync_folder
 from metadist.data.decode import BadImage, is_grey, load_image, to_pixels
@@ -222,6 +221,8 @@ class _Writer:
 
 def _wrap(raw: Path, path: Path, rows: int, shape: tuple[int, ...]) -> None:
     """Write the pixels in file `raw` as an Arrow file at `path`, from a map: memory never holds them all."""
+    import pyarrow as pa
+
     width = int(np.prod(shape))
     buffer = pa.py_buffer(np.memmap(raw, dtype=np.uint8, mode="r", shape=(rows * width,)))
     column = pa.Array.from_buffers(pa.binary(width), rows, [None, buffer])

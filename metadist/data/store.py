@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from metadist.data.manifest import FORMAT, MANIFEST_NAME, PIXELS_NAME, content_sha256, parse_manifest
 from metadist.errors import UserError
@@ -117,6 +116,8 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 
 
 def _map_pixels(file: Path, manifest: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    import pyarrow as pa  # here, so that tasks without a store need no pyarrow
+
     hint = "Delete that store and prepare or fetch it again."
     shape: list[int] = manifest["shape"]
     rows: int = manifest["offsets"][-1]

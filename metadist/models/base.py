@@ -35,7 +35,7 @@ class ModelConfig:
     init: InitName = "default"
 
 
-class BaseModel(nn.Module, ABC):
+class BaseModel(ABC, nn.Module):  # in this order, in which `higher` can subclass it
     """A network as trunk and head.
 
     Args:

@@ -10,8 +10,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from metadist.errors import UserError
@@ -40,6 +38,8 @@ class Checkpoint:
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     """The checkpoint as the bytes of a safetensors file."""
+    import safetensors.torch  # here, so that measuring the engine needs torch and numpy only
+
     state = checkpoint.state
     tensors = _tensors(state)
     about = {
@@ -58,6 +58,8 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
     Raises:
         UserError: the file is cut off, was changed, is no checkpoint, or is from a newer version.
     """
+    import safetensors
+
     try:
         header, tensors = _read(data)
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -101,6 +103,8 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
 
 
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    import safetensors.torch
+
     length = int.from_bytes(data[:8], "little")
     header: dict[str, str] = dict(json.loads(data[8 : 8 + length])["__metadata__"])
     return header, safetensors.torch.load(data)
