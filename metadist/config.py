@@ -406,7 +406,8 @@ def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
         raise UserError(place, value, f"a section with a kind of {', '.join(kinds)}")
     kind = value.get("kind", next(iter(kinds)))
     if not isinstance(kind, str) or kind not in kinds:
-        hint = nearest(kind, kinds) if isinstance(kind, str) else ""
+        own = "A learner of your own is named by its import path: package.Class." if place == "learner" else ""
+        hint = (nearest(kind, kinds) if isinstance(kind, str) else "") or own
         raise UserError(f"{place}.kind", _short(kind), f"one of {', '.join(kinds)}", hint)
     return kinds[kind]
 

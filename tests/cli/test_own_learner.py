@@ -149,6 +149,7 @@ class Half(Learner):
         ("learner.kind=broken.Thawed", "learner.kind", "config_type is a frozen dataclass"),
         ("learner.kind=faulty.Mine", "learner.kind", "ZeroDivisionError"),
         ("learner.kind=.", "learner.kind", "'.'"),
+        ("learner.kind=Learner_of_mine", "learner.kind", "named by its import path"),
         ("learner.pul=1", "learner.pul", "Did you mean 'pull'?"),
         ("learner.pull=strong", "learner.pull", "a number"),
         ("learner.pull=-1", "learner.pull", "at least 0"),
