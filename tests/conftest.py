@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared stores and tracking of tests stay out of the user's own places; one torch thread."""
+    """Prepared stores and tracking of tests stay out of the user's own places; one torch thread; Ctrl-C is heard."""
     import torch
+
+    # A shell that starts the tests in the background has SIGINT ignored, in them and in whatever they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     torch.set_num_threads(1)
     before = dict(os.environ)
