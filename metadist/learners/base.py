@@ -121,6 +121,8 @@ class Learner(ABC):
     #: Whether the base model is an embedding, without a head. Such a learner classifies by comparing with the
     #: support set, so that training may have other ways than evaluation.
     embeds = False
+    #: Whether the inner steps are taken again in the backward pass instead of being kept (`learners.remat`).
+    remat = False
 
     def __init__(self, network: Network, eval_steps: int) -> None:
         self.network, self.eval_steps = network, eval_steps

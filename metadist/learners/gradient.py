@@ -24,6 +24,11 @@ def functional_gradients() -> Iterator[None]:
         _functional.reset(token)
 
 
+def uses_functional_gradients() -> bool:
+    """Whether this is within `functional_gradients`."""
+    return _functional.get()
+
+
 def inner_gradient(loss: Callable[[Parameters], Tensor], parameters: Parameters) -> Parameters:
     """Gradient of a scalar `loss` at `parameters`, by name.
 
@@ -31,7 +36,7 @@ def inner_gradient(loss: Callable[[Parameters], Tensor], parameters: Parameters)
     derivative of MAML); detach them for a first-order method. A parameter that the loss does not use
     has a gradient of zeros.
     """
-    if _functional.get():
+    if uses_functional_gradients():
         gradient: Parameters = torch.func.grad(loss)(parameters)
         return gradient
     outer = torch.is_grad_enabled() and any(value.requires_grad for value in parameters.values())

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from metadist.errors import UserError
 from metadist.learners.base import Learner, Meta, Network, plain_meta
 from metadist.learners.gradient import Parameters, inner_gradient
+from metadist.learners.remat import rematerialized
 from metadist.tasks import Examples, Task
 
 
@@ -31,6 +32,9 @@ class InnerLoopConfig:
     eval_steps: int = 3
     #: drop the second derivatives
     first_order: bool = False
+    #: take the inner steps again in the backward pass instead of keeping their graphs: memory that hardly grows with
+    #: inner_steps, for more time a step; the last bits may differ. Without effect on first_order, which keeps none
+    remat: bool = False
 
     def __post_init__(self) -> None:
         if not self.inner_lr > 0:
@@ -62,6 +66,7 @@ class Maml(Learner):
     def __init__(self, config: InnerLoopConfig, network: Network) -> None:
         super().__init__(network, config.eval_steps)
         self.config = config
+        self.remat = config.remat and not config.first_order
 
     def init(self, generator: Generator) -> Meta:
         return plain_meta(self.network.fresh(generator))
@@ -75,15 +80,28 @@ class Maml(Learner):
         return lambda weights: self.network.cost(self.network.support(start | weights, support), support.y)
 
     def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
-        start, first_order = meta.parameters, self.config.first_order
-        loss = self.support_loss(_detached(start) if first_order else start, support)
+        start = meta.parameters
         weights = {name: w for name, w in start.items() if self.adapts(name)}
+        step = self._remat_step(start, support) if self.remat else self._step(start, support)
         yield AdaptedWeights(start, support)
         for _ in range(steps):
+            weights = step(weights)
+            yield AdaptedWeights(start | weights, support)
+
+    def _step(self, start: Parameters, support: Examples) -> Callable[[Parameters], Parameters]:
+        first_order = self.config.first_order
+        loss = self.support_loss(_detached(start) if first_order else start, support)
+
+        def step(weights: Parameters) -> Parameters:
             # At detached weights no graph of the inner gradient is kept: θ' = θ − α · constant.
             gradient = inner_gradient(loss, _detached(weights) if first_order else weights)
-            weights = {name: w - self.config.inner_lr * gradient[name] for name, w in weights.items()}
-            yield AdaptedWeights(start | weights, support)
+            return {name: w - self.config.inner_lr * gradient[name] for name, w in weights.items()}
+
+        return step
+
+    def _remat_step(self, start: Parameters, support: Examples) -> Callable[[Parameters], Parameters]:
+        step = rematerialized(lambda weights, start, support: self._step(start, support)(weights))
+        return lambda weights: step(weights, start, support)
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         return self.network.query(adapted.parameters, adapted.support, x)

@@ -7,11 +7,13 @@ last bits.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metadist.errors import UserError
 from metadist.learners import Learner, Meta
 from metadist.outer.meta_gradient import MetaGradient, Strategy, compute_meta_gradient
 from metadist.tasks import Examples, Task
@@ -50,25 +52,42 @@ def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, s
 
 
 def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, reason: str) -> StrategyCheck:
-    """Compare `rule` with the plain loop in float64 on `batch`, and fall back to the loop where it is wrong."""
-    if rule == "loop":
+    """Compare `rule` with the plain loop in float64 on `batch`, and fall back to the loop where it is wrong.
+
+    Raises:
+        UserError: inner steps that are taken again differ from the first time, so that `remat` is wrong.
+    """
+    if rule == "loop" and not learner.remat:
         return StrategyCheck("loop", "loop", 0.0, reason)
     # Buffers of the module go to float64 too, on a copy.
     learner = copy.deepcopy(learner)
     learner.network.module.double()
     meta64 = Meta(*(_double(group) for group in meta))
     batch64 = Task(*(Examples(_double_tensor(part.x), _double_tensor(part.y), part.ways) for part in batch))
-    plain = compute_meta_gradient(learner, meta64, batch64, "loop")
+    keeps_graphs = copy.copy(learner)
+    keeps_graphs.remat = False
+    plain = compute_meta_gradient(keeps_graphs, meta64, batch64, "loop")
+
+    def difference(strategy: Strategy) -> float:
+        return relative_difference(plain, compute_meta_gradient(learner, meta64, batch64, strategy))
+
+    check = StrategyCheck("loop", "loop", 0.0, reason) if rule == "loop" else _checked(rule, reason, difference)
+    if check.strategy == "loop" and learner.remat and (again := difference("loop")) > TOLERANCE:
+        hint = f"Taken again, its inner steps differ from the first time: by {again:.1e} in float64."
+        raise UserError("learner.remat", True, "false for this model", hint)
+    return check
+
+
+def _checked(rule: Strategy, reason: str, difference: Callable[[Strategy], float]) -> StrategyCheck:
     try:
-        other = compute_meta_gradient(learner, meta64, batch64, rule)
+        found = difference(rule)
     except RuntimeError as error:
         text = str(error).splitlines()[0][:160]
         return StrategyCheck("loop", rule, float("nan"), f"task by task: vectorised it fails ({text})")
-    difference = relative_difference(plain, other)
-    if not difference <= TOLERANCE:
-        reason = f"task by task: vectorised it differs from the plain loop by {difference:.1e} in float64"
-        return StrategyCheck("loop", rule, difference, reason)
-    return StrategyCheck(rule, rule, difference, reason)
+    if not found <= TOLERANCE:
+        reason = f"task by task: vectorised it differs from the plain loop by {found:.1e} in float64"
+        return StrategyCheck("loop", rule, found, reason)
+    return StrategyCheck(rule, rule, found, reason)
 
 
 def relative_difference(a: MetaGradient, b: MetaGradient) -> float:

@@ -282,8 +282,9 @@ LEARNERS: list[Callable[[], Learner]] = [
     lambda: make(AnilConfig(inner_lr=0.1, eval_steps=3)),
     lambda: make(BoilConfig(inner_lr=0.1, eval_steps=3)),
     lambda: make(MetaSgdConfig(eval_steps=3)),
+    lambda: make(MamlConfig(inner_lr=0.1, eval_steps=3, remat=True)),
 ]
-NAMES = ["maml", "fomaml", "reptile", "anil", "boil", "metasgd"]
+NAMES = ["maml", "fomaml", "reptile", "anil", "boil", "metasgd", "maml-remat"]
 
 
 @pytest.mark.usefixtures("gradients")

@@ -21,6 +21,7 @@ from metadist.tasks import Task, take
 LEARNERS = ["maml-1", "maml-3", "fomaml-3", "maml-0", "reptile-sgd-batches", "reptile-adam-batches"]
 LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "foboil-2", "metasgd-1", "metasgd-2"]
 LEARNERS += ["matching", "matching-scaled"]
+LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 NORMS = ["batch", "support", "layer", "none"]
 KINDS = ["conv", "mlp"]
 Weights = dict[str, Tensor]
@@ -188,7 +189,9 @@ def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strat
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["maml-1", "maml-3", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled"])
+@pytest.mark.parametrize(
+    "name", ["maml-1", "maml-3", "maml-3-remat", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled"]
+)
 def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
     """Central differences of the loss along random directions; no derivative is taken of the outer loss."""
     learner, meta, batch = setting(name, kind, norm)
@@ -243,7 +246,18 @@ def test_counts_correct_rows(setting: Callable, strategy: str) -> None:
 @pytest.mark.parametrize("flat_areas", [False, True], ids=["noise", "flat-areas"])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
-    "name", ["maml-1", "maml-3", "reptile-adam-batches", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled"]
+    "name",
+    [
+        "maml-1",
+        "maml-3",
+        "maml-3-remat",
+        "reptile-adam-batches",
+        "protonet",
+        "anil-3",
+        "boil-2",
+        "metasgd-2",
+        "matching-scaled",
+    ],
 )
 def test_strategies_agree_with_max_pooling(setting: Callable, name: str, norm: str, flat_areas: bool) -> None:
     """Also where all values of a pooling window are equal, as in the background of drawn characters."""

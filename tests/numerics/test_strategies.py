@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metadist.errors import UserError
 from metadist.learners import Maml, MamlConfig, Network
 from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
 from metadist.outer import check_strategy, choose_strategy
@@ -126,7 +127,18 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
 @pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
 @pytest.mark.parametrize(
     "name",
-    ["maml-3", "fomaml-3", "reptile-adam-batches", "protonet", "anil-3", "foboil-2", "metasgd-2", "matching-scaled"],
+    [
+        "maml-3",
+        "maml-3-remat",
+        "boil-2-remat",
+        "fomaml-3",
+        "reptile-adam-batches",
+        "protonet",
+        "anil-3",
+        "foboil-2",
+        "metasgd-2",
+        "matching-scaled",
+    ],
 )
 @pytest.mark.parametrize("pool", [False, True])
 def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) -> None:
@@ -134,6 +146,29 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
     found = check_strategy(learner, meta, batch, "vectorized", "the rule")
     assert (found.strategy, found.reason) == ("vectorized", "the rule")
     assert found.difference < 1e-11
+
+
+class Dropout(nn.Module):
+    """Another mask in every forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(x.shape, dtype=x.dtype).round()
+
+
+@pytest.mark.parametrize("rule", ["loop", "vectorized"])
+def test_finds_steps_that_are_not_the_same_when_taken_again(setting: Callable, rule: str) -> None:
+    _, _, batch = setting("maml-1", "conv", "batch")
+    learner = Maml(MamlConfig(inner_steps=3, remat=True), Network(Foreign(Dropout), "kaiming", "cross_entropy"))
+    meta = learner.init(torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match=r"^learner\.remat: got True"):
+        check_strategy(learner, meta, batch, rule, "the rule")
+
+
+def test_the_loop_is_checked_where_it_takes_steps_again(setting: Callable) -> None:
+    learner, meta, batch = setting("maml-3-remat", "conv", "batch")
+    found = check_strategy(learner, meta, batch, "loop", "the rule")
+    assert (found.strategy, found.rule, found.reason) == ("loop", "loop", "the rule")
+    assert learner.remat
 
 
 def test_the_loop_needs_no_check(setting: Callable) -> None:
