@@ -228,7 +228,7 @@ def _run(
         # Only now is there anything to write down: a job that cannot start leaves nothing behind.
         held = _hold(folder, job, resume)
         logs.keep_in(held)
-        tracker.start(run, flat_params(config.job_dict(job)), run_tags(), about.get("mlflow_run_id"))
+        tracker.start(run, flat_params(config.job_dict(job)), run_tags(), about.get("mlflow_run_id"), lazy=True)
         tracker.text("job.yaml", config.dump_job(job))
         recorder = Recorder(held, tracker, _metered(display, prepared), start, about, job.tasks.batch)
         plan = _plan(prepared, options)

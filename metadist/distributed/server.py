@@ -48,6 +48,7 @@ class RayServer(ParameterServer):
         call = self._actor.start.options(num_returns=3)
         published, self._state, values = call.remote(folder and folder.anchored(), checkpoint)
         self._state_every = math.ceil(self._get(values) / STATE_VALUES)
+        self._actor.warm_up.remote()
         return published
 
     def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:

@@ -7,7 +7,7 @@ from typing import Any
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.logs import name_this_process
 from metadist.outer import OuterState, Payload, Published, Update, own_copy
-from metadist.training.machine import set_threads
+from metadist.training.machine import load_torch_extras, set_threads
 from metadist.training.run_folder import RunFolder
 from metadist.training.server import Server
 
@@ -30,6 +30,10 @@ class ServerActor:
         published, state = self._server.start(folder, checkpoint)
         values = sum(array.size for array in (published.parameters | published.statistics).values())
         return published, state, values
+
+    def warm_up(self) -> None:
+        """Load what the first step would have to load, while the workers get ready."""
+        load_torch_extras()
 
     def restore(self, state: OuterState) -> Published:
         """Go on from a state that another server returned."""

@@ -7,8 +7,8 @@ import os
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.logs import name_this_process
 from metadist.distributed.store_place import Parcel
-from metadist.outer import Payload, Published
-from metadist.training.machine import fingerprint, make_deterministic, pick_device, set_threads
+from metadist.outer import Payload, Published, choose_strategy
+from metadist.training.machine import fingerprint, load_torch_extras, make_deterministic, pick_device, set_threads
 from metadist.training.work import GradientWork, Report, Work, Worker
 
 
@@ -35,6 +35,8 @@ class WorkerActor:
         if parcel is not None and self._blueprint.store is not None:
             self._blueprint.store.unpack(parcel)
         self._worker = Worker(self._blueprint.experiment(), self._device)
+        if choose_strategy(self._worker.experiment.learner, self._device)[0] == "vectorized":
+            load_torch_extras()  # all workers side by side, and not each at its first chunk
         return fingerprint(self._device), os.getpid()
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:

@@ -75,13 +75,19 @@ class MlflowTracker(Tracker):
         self._thread = threading.Thread(target=self._work, name="metadist-tracking", daemon=True)
 
     def start(
-        self, name: str, params: Mapping[str, object], tags: Mapping[str, str], run_id: str | None = None
+        self,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        lazy: bool = False,
     ) -> None:
         """Begin to record (see `Tracker.start`); returns before the store is contacted."""
         if self._request is not None:
             raise RuntimeError("the tracker was started already")
         self._request = RunRequest(name, dict(params), dict(tags), run_id, self._mark)
-        self._thread.start()
+        if not lazy:
+            self._begin()
 
     @property
     def run_id(self) -> str | None:
@@ -90,12 +96,14 @@ class MlflowTracker(Tracker):
 
     def wait_for_run_id(self, timeout: float) -> str | None:
         """The run's id, waiting at most `timeout` seconds; at once None after the store was given up."""
+        self._begin()
         with self._changed:
             self._changed.wait_for(lambda: self._run_id is not None or self._over, timeout)
             return self._run_id
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Queue `values`; drops and counts them when the queue is full or the store was given up."""
+        self._begin()
         now = int(time.time() * 1000)
         entries, unusable = [], 0
         for key, value in values.items():
@@ -129,6 +137,7 @@ class MlflowTracker(Tracker):
         with self._changed:
             self._end, self._deadline = status, time.monotonic() + _UPLOAD_SHARE * timeout
             self._changed.notify_all()
+        self._begin()
         if self._request is not None:
             self._thread.join(timeout)
         late = self._thread.is_alive()
@@ -146,6 +155,11 @@ class MlflowTracker(Tracker):
     def problem(self) -> str | None:
         """What went wrong first, in one line."""
         return self._problem
+
+    def _begin(self) -> None:
+        with self._changed:
+            if self._request is not None and self._thread.ident is None:
+                self._thread.start()
 
     def _queue_file(self, file: _File) -> None:
         with self._changed:

@@ -40,7 +40,12 @@ class Tracker(ABC):
 
     @abstractmethod
     def start(
-        self, name: str, params: Mapping[str, object], tags: Mapping[str, str], run_id: str | None = None
+        self,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        lazy: bool = False,
     ) -> None:
         """Begin to record.
 
@@ -49,6 +54,8 @@ class Tracker(ABC):
             params: the flattened resolved job (dotted keys); passwords in addresses are masked.
             tags: further marks of the run.
             run_id: a run to go on with; a new one is made if the store no longer has it.
+            lazy: contact the store with the first metrics, or when somebody waits for it: until then a run's
+                actors start, which need the cores that MLflow's import would take for seconds.
         """
 
     @property
@@ -86,7 +93,12 @@ class NullTracker(Tracker):
     """Records nothing: tracking is switched off."""
 
     def start(
-        self, name: str, params: Mapping[str, object], tags: Mapping[str, str], run_id: str | None = None
+        self,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        lazy: bool = False,
     ) -> None:
         """Nothing to begin."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 
@@ -12,6 +13,11 @@ import torch
 def set_threads(threads: int) -> None:
     """Fix torch's threads. Call it before torch is used: one thread against two changes bits."""
     torch.set_num_threads(threads)
+
+
+def load_torch_extras() -> None:
+    """Import what `torch.func.grad` and `torch.optim` import at their first use, about 900 modules."""
+    importlib.import_module("torch._dynamo")
 
 
 def make_deterministic(device: torch.device) -> None:

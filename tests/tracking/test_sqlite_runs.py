@@ -140,6 +140,25 @@ def test_numbers_that_are_none_are_stored_as_such(said, sqlite_uri: str) -> None
     assert _history(sqlite_uri, report.run_id, "lr") == [(1, 0.1), (2, 0.1)]
 
 
+def test_lazy_contacts_the_store_with_the_first_metrics(said, sqlite_uri: str) -> None:
+    tracker = open_tracker(TrackingConfig(sqlite_uri, "exp"), said)
+    tracker.start("late", {"a": 1}, {}, lazy=True)
+    tracker.text("job.yaml", "steps: 1")
+    assert not Path(sqlite_uri.removeprefix("sqlite:///")).exists()
+    tracker.metrics(1, {"a": 1.0})
+    assert tracker.wait_for_run_id(WAIT) is not None
+    report = tracker.finish("FINISHED", WAIT)
+    assert (report.sent, report.lost, report.lost_files) == (1, 0, 0)
+
+
+def test_lazy_records_a_run_that_failed_before_its_first_metrics(said, sqlite_uri: str) -> None:
+    tracker = open_tracker(TrackingConfig(sqlite_uri, "exp"), said)
+    tracker.start("failed early", {"a": 1}, {}, lazy=True)
+    report = tracker.finish("FAILED", WAIT)
+    run = _client(sqlite_uri).get_run(report.run_id)
+    assert (run.info.status, run.data.params) == ("FAILED", {"a": "1"})
+
+
 def test_missing_file_is_said_and_the_rest_is_kept(said, sqlite_uri: str, tmp_path: Path) -> None:
     tracker = open_tracker(TrackingConfig(sqlite_uri), said)
     tracker.start("a", {}, {})
