@@ -1,7 +1,7 @@
 """Learners: one algorithm a file, each reads like its paper."""
 
 from metadist.learners.anil import Anil, AnilConfig
-from metadist.learners.base import Learner, Meta, Network, TaskGradient, plain_meta
+from metadist.learners.base import Learner, Meta, Network, Outcome, TaskGradient, plain_meta
 from metadist.learners.boil import Boil, BoilConfig
 from metadist.learners.gradient import functional_gradients, inner_gradient
 from metadist.learners.kinds import LEARNERS, learner_class
@@ -26,6 +26,7 @@ __all__ = [
     "MetaSgd",
     "MetaSgdConfig",
     "Network",
+    "Outcome",
     "ProtoNet",
     "ProtoNetConfig",
     "Reptile",

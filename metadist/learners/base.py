@@ -43,6 +43,20 @@ class Meta(NamedTuple):
     frozen: dict[str, Tensor]
 
 
+class Outcome(NamedTuple):
+    """What one task's query set says about a learner that has adapted to it.
+
+    Attributes:
+        loss: query loss, a scalar.
+        outputs: query outputs [query rows, outputs].
+        statistics: one tensor per statistic of `Meta`, which the server folds in; they get no gradient.
+    """
+
+    loss: Tensor
+    outputs: Tensor
+    statistics: dict[str, Tensor] = {}  # noqa: RUF012  nobody writes to it
+
+
 class TaskGradient(NamedTuple):
     """What one task gives to the outer step.
 
@@ -111,6 +125,7 @@ class Learner(ABC):
     Args:
         network: the base model.
         eval_steps: number of adaptation steps at evaluation.
+        train_steps: number of adaptation steps in training.
     """
 
     #: Frozen dataclass of the settings that a job may give, one of them `kind`.
@@ -124,8 +139,12 @@ class Learner(ABC):
     #: Whether the inner steps are taken again in the backward pass instead of being kept (`learners.remat`).
     remat = False
 
-    def __init__(self, network: Network, eval_steps: int) -> None:
-        self.network, self.eval_steps = network, eval_steps
+    def __init__(self, network: Network, eval_steps: int, train_steps: int = 0) -> None:
+        self.network, self.eval_steps, self.train_steps = network, eval_steps, train_steps
+
+    def at(self, step: int) -> Learner:
+        """The learner as it trains after `step` outer steps: itself, unless it has a schedule of its own."""
+        return self
 
     @abstractmethod
     def init(self, generator: Generator) -> Meta:
@@ -139,9 +158,10 @@ class Learner(ABC):
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         """Outputs [rows, outputs] of an adapted learner for inputs `x` [rows, …]."""
 
-    @abstractmethod
-    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
-        """Adapt as in training and judge on the query set: a scalar loss, and the outputs [rows, outputs]."""
+    def task_loss(self, meta: Meta, task: Task) -> Outcome:
+        """Adapt as in training and judge on the query set; its loss is what the meta-gradient is the derivative of."""
+        outputs = self.predict(self.adapt(meta, task.support, self.train_steps), task.query.x)
+        return Outcome(self.network.cost(outputs, task.query.y), outputs)
 
     def task_gradient(self, meta: Meta, task: Task) -> TaskGradient:
         """The meta-gradient of one task, for learners whose rule is not the derivative of a loss."""

@@ -17,7 +17,7 @@ from metadist.errors import UserError
 from metadist.learners.base import Learner, Meta, Network, plain_meta
 from metadist.learners.gradient import Parameters, inner_gradient
 from metadist.learners.remat import rematerialized
-from metadist.tasks import Examples, Task
+from metadist.tasks import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Maml(Learner):
     config_type: ClassVar[type[InnerLoopConfig]] = MamlConfig
 
     def __init__(self, config: InnerLoopConfig, network: Network) -> None:
-        super().__init__(network, config.eval_steps)
+        super().__init__(network, config.eval_steps, config.inner_steps)
         self.config = config
         self.remat = config.remat and not config.first_order
 
@@ -105,11 +105,6 @@ class Maml(Learner):
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         return self.network.query(adapted.parameters, adapted.support, x)
-
-    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
-        adapted = self.adapt(meta, task.support, self.config.inner_steps)
-        outputs = self.predict(adapted, task.query.x)
-        return self.network.cost(outputs, task.query.y), outputs
 
 
 def _detached(parameters: Parameters) -> Parameters:

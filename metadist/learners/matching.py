@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from metadist.errors import UserError
 from metadist.learners.base import Learner, Meta, Network, plain_meta
 from metadist.learners.gradient import Parameters
-from metadist.tasks import Examples, Task
+from metadist.tasks import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,6 @@ class MatchingNet(Learner):
         member = nn.functional.one_hot(support.y, support.ways).to(cosines.dtype)  # [support rows, ways]
         outputs: Tensor = (self.config.scale * cosines[:, :, None] + member.log()).logsumexp(1)
         return outputs
-
-    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
-        outputs = self.predict(self.adapt(meta, task.support), task.query.x)
-        return self.network.cost(outputs, task.query.y), outputs
 
 
 def _direction(embedded: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from metadist.errors import UserError
 from metadist.learners.base import Learner, Meta, Network, plain_meta
 from metadist.learners.gradient import Parameters, inner_gradient
 from metadist.learners.maml import AdaptedWeights
-from metadist.tasks import Examples, Task
+from metadist.tasks import Examples
 
 #: how the names of the step sizes begin; the name of their weights follows
 STEP_SIZES = "step_sizes."
@@ -56,7 +56,7 @@ class MetaSgd(Learner):
     config_type = MetaSgdConfig
 
     def __init__(self, config: MetaSgdConfig, network: Network) -> None:
-        super().__init__(network, config.eval_steps)
+        super().__init__(network, config.eval_steps, config.inner_steps)
         self.config = config
 
     def init(self, generator: Generator) -> Meta:
@@ -83,8 +83,3 @@ class MetaSgd(Learner):
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         return self.network.query(adapted.parameters, adapted.support, x)
-
-    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
-        adapted = self.adapt(meta, task.support, self.config.inner_steps)
-        outputs = self.predict(adapted, task.query.x)
-        return self.network.cost(outputs, task.query.y), outputs

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from metadist.learners.base import Learner, Meta, Network, plain_meta
 from metadist.learners.gradient import Parameters
-from metadist.tasks import Examples, Task
+from metadist.tasks import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,3 @@ class ProtoNet(Learner):
         embedded = self.network.query(adapted.parameters, adapted.support, x)
         distance: Tensor = ((embedded[:, None] - adapted.points[None]) ** 2).sum(-1)
         return -distance
-
-    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
-        outputs = self.predict(self.adapt(meta, task.support), task.query.x)
-        return self.network.cost(outputs, task.query.y), outputs

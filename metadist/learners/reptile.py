@@ -64,7 +64,7 @@ class Reptile(Learner):
     eps = 1e-8
 
     def __init__(self, config: ReptileConfig, network: Network) -> None:
-        super().__init__(network, config.eval_steps)
+        super().__init__(network, config.eval_steps, config.inner_steps)
         self.config = config
 
     def init(self, generator: Generator) -> Meta:
@@ -102,11 +102,6 @@ class Reptile(Learner):
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         return self.network.query(adapted.parameters, adapted.support, x)
-
-    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
-        adapted = self.adapt(meta, task.support, self.config.inner_steps)
-        outputs = self.predict(adapted, task.query.x)
-        return self.network.cost(outputs, task.query.y), outputs
 
     def task_gradient(self, meta: Meta, task: Task) -> TaskGradient:
         adapted = self.adapt(meta, task.support, self.config.inner_steps)

@@ -85,27 +85,31 @@ def _task_gradient(learner: Learner, meta: Meta, task: Task) -> TaskGradient:
         with torch.no_grad():
             return learner.task_gradient(meta, task)
     leaves = {name: value.detach().requires_grad_() for name, value in meta.parameters.items()}
-    loss, outputs = learner.task_loss(meta._replace(parameters=leaves), task)
-    values = torch.autograd.grad(loss, tuple(leaves.values()), materialize_grads=True)
-    return TaskGradient(dict(zip(leaves, values, strict=True)), loss.detach(), outputs.detach(), {})
+    outcome = learner.task_loss(meta._replace(parameters=leaves), task)
+    values = torch.autograd.grad(outcome.loss, tuple(leaves.values()), materialize_grads=True)
+    statistics = {name: value.detach() for name, value in outcome.statistics.items()}
+    return TaskGradient(
+        dict(zip(leaves, values, strict=True)), outcome.loss.detach(), outcome.outputs.detach(), statistics
+    )
 
 
 def _vectorized(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
     with functional_gradients():
         if learner.own_gradient:
             with torch.no_grad():
-                each = torch.func.vmap(learner.task_gradient, in_dims=(None, TASK_AXES))(meta, batch)
+                own = torch.func.vmap(learner.task_gradient, in_dims=(None, TASK_AXES))(meta, batch)
             return TaskGradient(
-                {name: value.sum(0) for name, value in each.gradient.items()},
-                each.loss.double().sum(),
-                each.outputs,
-                {name: value.sum(0) for name, value in each.statistics.items()},
+                {name: value.sum(0) for name, value in own.gradient.items()},
+                own.loss.double().sum(),
+                own.outputs,
+                {name: value.sum(0) for name, value in own.statistics.items()},
             )
         # The outer derivative is plain autograd over the vectorised losses: the parameters are shared by
         # all tasks, so their gradient is the sum over tasks.
         leaves = {name: value.detach().requires_grad_() for name, value in meta.parameters.items()}
         shared = meta._replace(parameters=leaves)
-        losses, outputs = torch.func.vmap(lambda task: learner.task_loss(shared, task), in_dims=(TASK_AXES,))(batch)
-        values = torch.autograd.grad(losses.sum(), tuple(leaves.values()), materialize_grads=True)
+        each = torch.func.vmap(lambda task: learner.task_loss(shared, task), in_dims=(TASK_AXES,))(batch)
+        values = torch.autograd.grad(each.loss.sum(), tuple(leaves.values()), materialize_grads=True)
     gradient = dict(zip(leaves, values, strict=True))
-    return TaskGradient(gradient, losses.detach().double().sum(), outputs.detach(), {})
+    statistics = {name: value.detach().sum(0) for name, value in each.statistics.items()}
+    return TaskGradient(gradient, each.loss.detach().double().sum(), each.outputs.detach(), statistics)

@@ -91,9 +91,10 @@ def _checked(rule: Strategy, reason: str, difference: Callable[[Strategy], float
 
 
 def relative_difference(a: MetaGradient, b: MetaGradient) -> float:
-    """Euclidean distance of two meta-gradients over the norm of the first."""
-    distance = sum(float((a.gradient[name] - b.gradient[name]).square().sum()) for name in a.gradient)
-    norm = sum(float(value.square().sum()) for value in a.gradient.values())
+    """Euclidean distance of two results, gradient and statistics together, over the norm of the first."""
+    ours, theirs = ([*result.gradient.values(), *result.statistics.values()] for result in (a, b))
+    distance = sum(float((one - other).square().sum()) for one, other in zip(ours, theirs, strict=True))
+    norm = sum(float(value.square().sum()) for value in ours)
     return float((distance / max(norm, 1e-300)) ** 0.5)
 
 

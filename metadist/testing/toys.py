@@ -73,7 +73,7 @@ class Averaging(Learner):
     own_gradient = True
 
     def __init__(self) -> None:
-        super().__init__(Network(_Constant(), "xavier", "mse"), eval_steps=1)
+        super().__init__(Network(_Constant(), "xavier", "mse"), eval_steps=1, train_steps=1)
 
     def init(self, generator: Generator) -> Meta:
         return Meta({"centre": torch.zeros(1)}, {"square": torch.ones(1)}, {})
@@ -87,11 +87,7 @@ class Averaging(Learner):
         number: Tensor = adapted
         return number.expand(x.shape[0], 1)
 
-    def task_loss(self, meta: Meta, task: Task) -> tuple[Tensor, Tensor]:
-        outputs = self.predict(self.adapt(meta, task.support), task.query.x)
-        return self.network.cost(outputs, task.query.y), outputs
-
     def task_gradient(self, meta: Meta, task: Task) -> TaskGradient:
-        loss, outputs = self.task_loss(meta, task)
+        loss, outputs, _ = self.task_loss(meta, task)
         gradient = {"centre": meta.parameters["centre"] - task.support.y.mean(0)}
         return TaskGradient(gradient, loss, outputs, {"square": task.support.y.square().mean(0)})

@@ -126,10 +126,7 @@ class Worker:
         if isinstance(work, GradientWork):
             return self._gradient(work, meta)
         if isinstance(work, CheckWork):
-            rule, reason = choose_strategy(self.experiment.learner, self.device)
-            distribution = self.experiment.distribution
-            batch = distribution.batch(work.split, work.seed, range(2), work.episode, self.device)
-            return None, check_strategy(self.experiment.learner, meta, batch, rule, reason)
+            return None, self._check(work, meta)
         return None, self._evaluate(work, meta)
 
     def _meta(self, published: Published) -> Meta:
@@ -138,12 +135,20 @@ class Worker:
             self._version = (key, to_meta(published, {}, self.device))
         return self._version[1]
 
+    def _check(self, work: CheckWork, meta: Meta) -> StrategyCheck:
+        learner, steps = self.experiment.learner, self.experiment.rule.steps
+        rule, reason = choose_strategy(learner, self.device)
+        batch = self.experiment.distribution.batch(work.split, work.seed, range(2), work.episode, self.device)
+        stages = dict.fromkeys((learner.at(0), learner.at(steps)))  # one, but for learners with a schedule
+        checks = [check_strategy(stage, meta, batch, rule, reason) for stage in stages]
+        return next((check for check in checks if check.strategy != rule), checks[0])
+
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
         start = time.perf_counter()
         experiment = self.experiment
         tasks = experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
         batch = experiment.distribution.batch("train", experiment.seed, tasks, experiment.episode, self.device)
-        result = compute_meta_gradient(self.experiment.learner, meta, batch, work.strategy)
+        result = compute_meta_gradient(experiment.learner.at(work.key.version), meta, batch, work.strategy)
         report = ChunkReport(
             key=work.key,
             tasks=result.tasks,

@@ -144,7 +144,7 @@ class Half(Learner):
         ("learner.kind=my_package.Nothing", "learner.kind", "has no attribute 'Nothing'"),
         ("learner.kind=my_package.MyConfig", "learner.kind", "a subclass of metadist.learners.Learner"),
         ("learner.kind=json.dumps", "learner.kind", "a subclass of metadist.learners.Learner"),
-        ("learner.kind=broken.Half", "learner.kind", "defines adaptation, predict, task_loss"),
+        ("learner.kind=broken.Half", "learner.kind", "defines adaptation, predict"),
         ("learner.kind=broken.Bare", "learner.kind", "config_type is a frozen dataclass"),
         ("learner.kind=broken.Thawed", "learner.kind", "config_type is a frozen dataclass"),
         ("learner.kind=faulty.Mine", "learner.kind", "ZeroDivisionError"),

@@ -222,7 +222,7 @@ def test_records_are_means_over_the_meta_batch(make_run: Callable) -> None:
         for index in range(version * 4, version * 4 + 4):
             batch = experiment.distribution.batch("train", 0, [index], experiment.episode, CPU)
             task = type(batch)(*(part._replace(x=part.x[0], y=part.y[0]) for part in batch))
-            loss, outputs = experiment.learner.task_loss(metas[version], task)
+            loss, outputs, _ = experiment.learner.task_loss(metas[version], task)
             losses.append(float(loss))
             correct += (outputs.argmax(-1) == task.query.y).tolist()
         assert record.version == version + 1

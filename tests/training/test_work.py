@@ -1,0 +1,84 @@
+"""What a worker gives to its learner, and what it takes from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metadist.learners import Maml, Meta, Outcome
+from metadist.outer import ChunkKey, Published, Strategy
+from metadist.outer.messages import to_arrays
+from metadist.tasks import Task, take
+from metadist.testing.toys import linear_experiment
+from metadist.training.work import CheckWork, GradientWork, Worker
+
+CPU = torch.device("cpu")
+
+
+class Scheduled(Maml):
+    """Of first order until the second outer step; reports the sum of its outputs as a statistic."""
+
+    def at(self, step: int) -> Maml:
+        return Scheduled(replace(self.config, first_order=step < 2), self.network)
+
+    def task_loss(self, meta: Meta, task: Task) -> Outcome:
+        outcome = super().task_loss(meta, task)
+        return outcome._replace(statistics={"sum": outcome.outputs.sum() + meta.statistics["sum"]})
+
+
+def published(meta: Meta, version: int) -> Published:
+    return Published(version, to_arrays(meta.parameters), {"sum": torch.ones(()).numpy()})
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+@pytest.mark.parametrize(("version", "first_order"), [(1, True), (2, False)])
+def test_the_learner_is_the_one_of_the_step(strategy: Strategy, version: int, first_order: bool) -> None:
+    experiment = linear_experiment()
+    plain = experiment.learner
+    assert isinstance(plain, Maml)
+    scheduled = Scheduled(plain.config, plain.network)
+    meta = experiment.initial()
+    payload, _ = Worker(replace(experiment, learner=scheduled), CPU).run(
+        GradientWork(ChunkKey("toy", version, 0, 1), strategy), published(meta, version)
+    )
+    expected, outputs = [], []
+    learner = Maml(replace(plain.config, first_order=first_order), plain.network)
+    batch = experiment.distribution.batch("train", 0, experiment.rule.chunk_tasks(version, 1), experiment.episode, CPU)
+    leaves = {name: value.clone().requires_grad_() for name, value in meta.parameters.items()}
+    for index in range(2):
+        outcome = learner.task_loss(meta._replace(parameters=leaves), take(batch, index))
+        expected.append(torch.autograd.grad(outcome.loss, tuple(leaves.values())))
+        outputs.append(float(outcome.outputs.detach().sum()) + 1)
+    assert payload is not None
+    for name, parts in zip(leaves, zip(*expected, strict=True), strict=True):
+        assert torch.allclose(torch.from_numpy(payload.gradient[name]), sum(parts), atol=1e-6), name
+    assert float(payload.statistics["sum"]) == pytest.approx(sum(outputs), rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0, 4])
+def test_every_stage_of_a_learner_is_checked(wrong: int) -> None:
+    """The first stage that is wrong when it is vectorised decides."""
+
+    class Stage(Maml):
+        good = True
+
+        def at(self, step: int) -> Maml:
+            stage = Stage(self.config, self.network)
+            stage.good = step != wrong
+            return stage
+
+        def task_loss(self, meta: Meta, task: Task) -> Outcome:
+            outcome = super().task_loss(meta, task)
+            return outcome if self.good else outcome._replace(loss=outcome.loss * float(outcome.loss.detach()))
+
+    experiment = linear_experiment(steps=4)
+    assert isinstance(experiment.learner, Maml)
+    staged = replace(experiment, learner=Stage(experiment.learner.config, experiment.learner.network))
+    meta = experiment.initial()
+    _, found = Worker(staged, CPU).run(
+        CheckWork("train", 0, experiment.episode), Published(0, to_arrays(meta.parameters), {})
+    )
+    assert found.strategy == "loop"
+    assert "vectorised it fails" in found.reason
