@@ -23,7 +23,7 @@ from metadist.learners.gradient import Parameters
 from metadist.outer import Strategy, choose_strategy, compute_meta_gradient
 from metadist.outer.strategy import TOLERANCE
 from metadist.tasks import Examples, Task
-from metadist.training.machine import make_deterministic, set_threads
+from metadist.training.machine import keep_freed_memory, make_deterministic, set_threads
 
 
 class Mismatch(RuntimeError):
@@ -182,6 +182,7 @@ def measure_engine(
     """
     check_rounds(seconds, repeats)
     set_threads(1)
+    keep_freed_memory()
     make_deterministic(device)
     results = []
     for case in cases:

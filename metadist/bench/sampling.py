@@ -21,7 +21,7 @@ from metadist.errors import UserError
 from metadist.models import MlpConfig
 from metadist.outer import choose_strategy, compute_meta_gradient, torch_generator
 from metadist.tasks import ImageTasks, Task, generator
-from metadist.training.machine import set_threads
+from metadist.training.machine import keep_freed_memory, set_threads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,6 +91,7 @@ def measure_sampling(case: Case, seconds: float, repeats: int) -> SamplingResult
     if isinstance(case.model, MlpConfig):
         raise UserError("--case", case.name, "a case with images", "Take A.")
     set_threads(1)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="metadist-bench-") as folder:
         source = RandomImages(CLASSES, IMAGES)
         store = prepare_source(source, Path(folder) / "store", size=None, channels=1, invert=False, skip_bad=False)

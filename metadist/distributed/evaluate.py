@@ -20,7 +20,7 @@ from metadist.tasks.base import Split
 from metadist.training.dispatch import Dispatcher
 from metadist.training.evaluation import evaluate
 from metadist.training.loop import Observer
-from metadist.training.machine import set_threads
+from metadist.training.machine import keep_freed_memory, set_threads
 from metadist.training.run_folder import CHECKPOINT, RunFolder, checkpoint_name, checkpoint_version
 from metadist.training.work import CheckWork
 
@@ -53,6 +53,7 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
         name = _best(folder)
     job = _changed(job, request)
     set_threads(job.resources.threads)
+    keep_freed_memory()
     store = config.open_data(job, options.data_progress)
     placed = config.with_store(job, store)
     experiment = config.build_experiment(placed, "evaluation")

@@ -28,7 +28,7 @@ from metadist.tasks.base import Split
 from metadist.tracking import VERSION_TAG, RunEnd, Tracker, open_tracker
 from metadist.training.evaluation import EvaluationPlan
 from metadist.training.loop import Observer, TrainPlan, TrainResult, train
-from metadist.training.machine import cpu_name, set_threads
+from metadist.training.machine import cpu_name, keep_freed_memory, set_threads
 from metadist.training.recorder import Recorder, scores
 from metadist.training.report import draw_plots, report_page
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
@@ -154,6 +154,7 @@ def open_run(location: str) -> tuple[RunFolder, Job, dict[str, Any]]:
 
 def _prepare(job: Job, run: str, display: Observer, options: RunOptions) -> _Prepared:
     set_threads(job.resources.threads)
+    keep_freed_memory()
     for warning in job.warnings:
         display.say(warning)
     store = config.open_data(job, options.data_progress)

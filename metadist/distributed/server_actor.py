@@ -7,7 +7,7 @@ from typing import Any
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.logs import name_this_process
 from metadist.outer import OuterState, Payload, Published, Update, own_copy
-from metadist.training.machine import load_torch_extras, set_threads
+from metadist.training.machine import keep_freed_memory, load_torch_extras, set_threads
 from metadist.training.run_folder import RunFolder
 from metadist.training.server import Server
 
@@ -22,6 +22,7 @@ class ServerActor:
     def __init__(self, blueprint: Blueprint) -> None:
         name_this_process(blueprint.run, "server")
         set_threads(blueprint.threads)
+        keep_freed_memory()
         self._blueprint = blueprint
         self._server = Server(blueprint.experiment())
 

@@ -8,7 +8,14 @@ from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.logs import name_this_process
 from metadist.distributed.store_place import Parcel
 from metadist.outer import Payload, Published, choose_strategy
-from metadist.training.machine import fingerprint, load_torch_extras, make_deterministic, pick_device, set_threads
+from metadist.training.machine import (
+    fingerprint,
+    keep_freed_memory,
+    load_torch_extras,
+    make_deterministic,
+    pick_device,
+    set_threads,
+)
 from metadist.training.work import GradientWork, Report, Work, Worker
 
 
@@ -18,6 +25,7 @@ class WorkerActor:
     def __init__(self, blueprint: Blueprint, number: int) -> None:
         name_this_process(blueprint.run, f"worker-{number}")
         set_threads(blueprint.threads)
+        keep_freed_memory()
         self._blueprint = blueprint
         self._device = pick_device(blueprint.gpus)
         make_deterministic(self._device)

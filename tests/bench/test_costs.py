@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from metadist.bench import memory, sampling
 from metadist.bench.cases import Case, find_cases
@@ -61,7 +61,10 @@ def test_a_peak_is_the_most_that_was_held(monkeypatch: pytest.MonkeyPatch) -> No
     def hold(case: Case, steps: int, tasks: int, name: str) -> Callable[[], object]:
         def run() -> None:
             for millions in (steps * 8, 8):
-                torch.ones(millions * 1_000_000)  # 4 bytes each
+                held = mmap.mmap(-1, millions * 4_000_000)  # what malloc holds depends on what it held before
+                for _ in range(millions * 4):
+                    held.write(b"1" * 1_000_000)
+                held.close()
 
         return run
 

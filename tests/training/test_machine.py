@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+
+import pytest
 
 SCRIPT = """
 import sys
@@ -19,6 +22,37 @@ weights = {"w": torch.ones(3)}
 optimizer_step(OptimizerConfig(), 1, 0, weights, weights, {})
 print(len(set(sys.modules) - before))
 """
+
+FAULTS = """
+import resource
+import sys
+import torch
+from metadist.training.machine import keep_freed_memory
+
+kept = keep_freed_memory() if sys.argv[1] == "kept" else None
+for _ in range(20):
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**24)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    """Twenty tensors of 64 MB, one after the other: 4 kB a page, or 2 MB where the system gives huge ones."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("the C library is not glibc")
+
+    def faults(how: str) -> tuple[str, int]:
+        command = [sys.executable, "-c", FAULTS, how]
+        kept, count = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.split()
+        return kept, int(count)
+
+    assert faults("given back")[1] >= 20 * 32
+    kept, count = faults("kept")
+    assert kept == "True"
+    assert count < 5 * 32
 
 
 def test_warming_up_leaves_hardly_anything_to_load_for_the_first_step() -> None:
