@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-import ray
-
 from metadist.config import Job
 from metadist.errors import UserError
 from metadist.tracking import resolve_uri, uri_scheme
@@ -16,6 +14,8 @@ HEALTH_CHECK = {"health_check_period_ms": 3000, "health_check_failure_threshold"
 
 def alive_nodes() -> int:
     """Nodes of this session's cluster."""
+    import ray
+
     return sum(node["Alive"] for node in ray.nodes())
 
 
@@ -51,8 +51,23 @@ def check_places(job: Job) -> None:
 
 def local_places(job: Job) -> list[tuple[str, str]]:
     """The job's places on a node's own disk, as (field, value)."""
-    places = [("storage", job.storage)] if "://" not in job.storage or job.storage.startswith("file://") else []
+    places = [("storage", job.storage)] if local_path(job.storage) is not None else []
     uri = resolve_uri(job.tracking)
-    if uri is not None and uri_scheme(uri) in ("sqlite", "file"):
+    if uri is not None and local_store(uri) is not None:
         places.append(("tracking.uri", uri))
     return places
+
+
+def local_path(place: str) -> str | None:
+    """The path of a place that a node has on a disk of its own; `None` for any other."""
+    if place.startswith("file:"):
+        return place.removeprefix("file:").removeprefix("//")
+    return None if "://" in place else place
+
+
+def local_store(uri: str) -> str | None:
+    """The path of an MLflow store that is a file or a folder; `None` for any other."""
+    scheme = uri_scheme(uri)
+    if scheme == "sqlite":
+        return uri.partition(":///")[2].partition("?")[0]
+    return local_path(uri) if scheme in ("file", "") else None

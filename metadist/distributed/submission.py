@@ -15,9 +15,10 @@ from typing import Any
 
 import metadist
 from metadist.config import Job
+from metadist.distributed.places import local_path, local_store
 from metadist.errors import UserError
 from metadist.tasks import ImageTasksConfig
-from metadist.tracking import TrackingConfig, resolve_uri, uri_scheme
+from metadist.tracking import TrackingConfig, resolve_uri
 
 #: how a cluster keeps what metadist knows of a submission
 NAME_KEY, NUMBER_KEY, RUN_KEY = "metadist.name", "metadist.attempt", "metadist.run"
@@ -79,7 +80,7 @@ def check_request(request: Request) -> Request:
     _check_working_folder(request)
     advice = "Name a URI (s3://bucket/runs), or a folder that all nodes share with --shared-storage."
     _check_place(
-        "storage", request.job.storage, _local_path(request.job.storage), request.job.resources.shared_storage, advice
+        "storage", request.job.storage, local_path(request.job.storage), request.job.resources.shared_storage, advice
     )
     _check_data(request)
     return replace(request, environment=_tracked(request))
@@ -135,13 +136,6 @@ def _check_working_folder(request: Request) -> None:
         raise UserError("JOB", str(request.file), f"a file in --working-dir {folder}", hint)
 
 
-def _local_path(place: str) -> str | None:
-    """The path of a place that a node has on a disk of its own; `None` for any other."""
-    if place.startswith("file:"):
-        return place.removeprefix("file:").removeprefix("//")
-    return None if "://" in place else place
-
-
 def _check_place(field: str, place: str, path: str | None, shared: bool, advice: str) -> None:
     if path is None:
         return
@@ -157,7 +151,7 @@ def _check_data(request: Request) -> None:
     data, folder = request.job.data, request.working_folder
     if not isinstance(request.job.tasks, ImageTasksConfig) or data.source.startswith(("torchvision:", "sklearn:")):
         return
-    path = _local_path(data.source)
+    path = local_path(data.source)
     if path is not None and folder is not None and not os.path.isabs(path) and (folder / path).exists():
         return
     advice = "Name a URI (s3://bucket/store), a path within --working-dir, or torchvision:NAME."
@@ -177,15 +171,7 @@ def _tracked(request: Request) -> dict[str, str]:
         raise UserError("tracking.uri", None, "an address: mlflow.db in the job's folder would vanish with it", advice)
     if resolve_uri(TrackingConfig(uri=uri)) is None:
         return environment
-    _check_place(field, uri, _local_tracking(uri), request.job.resources.shared_storage, advice)
+    _check_place(field, uri, local_store(uri), request.job.resources.shared_storage, advice)
     if field == variable:
         environment[variable] = uri
     return environment
-
-
-def _local_tracking(uri: str) -> str | None:
-    """The path of an MLflow store that is a file or a folder; `None` for any other."""
-    scheme = uri_scheme(uri)
-    if scheme == "sqlite":
-        return uri.partition(":///")[2].partition("?")[0]
-    return _local_path(uri) if scheme in ("file", "") else None
