@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from metadist.tracking.client import open_client
 from metadist.tracking.config import VERSION_TAG
-from metadist.tracking.environment import QuietHttp, set_defaults, silence_loggers
+from metadist.tracking.environment import QuietHttp
 from metadist.tracking.masking import mask_passwords
 from metadist.tracking.run_store import describe_error
-from metadist.tracking.sqlite_place import StoreUnusable, creation_lock, database_path
+from metadist.tracking.sqlite_place import StoreUnusable, database_path
 
 _T = TypeVar("_T")
 
@@ -109,19 +110,10 @@ class RunIndex:
 
     def _connect(self) -> Any:
         if self._client is None:
-            set_defaults(self._uri)
-            silence_loggers()
-            from mlflow.tracking import MlflowClient
-
-            silence_loggers()
             database = database_path(self._uri)
-            if database is None:
-                self._client = MlflowClient(tracking_uri=self._uri)
-            elif not database.exists():  # MLflow would make it
+            if database is not None and not database.exists():  # MLflow would make it
                 raise StoreUnusable(f"there is no database {database}")
-            else:
-                with creation_lock(database):
-                    self._client = MlflowClient(tracking_uri=self._uri)
+            self._client = open_client(self._uri)
         return self._client
 
     def _within(self, call: Callable[[], _T]) -> _T:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from metadist.tracking.environment import set_defaults, silence_loggers
+from metadist.tracking.client import open_client
 from metadist.tracking.masking import mask_passwords
 from metadist.tracking.sqlite_place import (
     DatabaseWatch,
     StoreUnusable,
     artifact_location,
-    creation_lock,
     database_path,
     prepare_folder,
 )
@@ -153,20 +152,11 @@ class RunStore:
         if self._client is not None:
             self._check()
             return
-        set_defaults(self._uri)
-        silence_loggers()
-        # The one place that imports MLflow: it takes seconds, and this is not the training's thread.
-        from mlflow.tracking import MlflowClient
-
-        silence_loggers()
         database = database_path(self._uri)
-        if database is None:
-            self._client = MlflowClient(tracking_uri=self._uri)
-            return
-        prepare_folder(database)
-        with creation_lock(database):
-            client = MlflowClient(tracking_uri=self._uri)
-        if not database.exists():
+        if database is not None:
+            prepare_folder(database)
+        client = open_client(self._uri)
+        if database is not None and not database.exists():
             # A store of this process that was opened before still holds the removed file.
             raise StoreUnusable(f"the database {database} was removed while this process had it open")
         self._client, self._watch = client, DatabaseWatch(database)
