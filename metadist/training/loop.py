@@ -176,7 +176,7 @@ class _Run:
         stopped = False
         self.dispatcher.stop = self.stop
         try:
-            self._barrier()  # of the version that a stopped run goes on from
+            self._barrier(resumed=True)  # of the version that a stopped run goes on from
             while self.stepper.version < last and not stopped and not self.progress.ended_early:
                 stopped = self._steps(self._next_barrier(last))
                 self._barrier()
@@ -216,12 +216,14 @@ class _Run:
                 return True
         return False
 
-    def _barrier(self) -> None:
+    def _barrier(self, resumed: bool = False) -> None:
         version = self.stepper.version
         plan, progress = self.plan, self.progress
-        due = version % plan.validate_every == 0 or version == plan.steps
-        if plan.validate is not None and due and version != progress.validated:
+        due = plan.validate is not None and (version % plan.validate_every == 0 or version == plan.steps)
+        if due and version != progress.validated:
             self._validate(version)
+        elif resumed:
+            return  # its checkpoint says it all
         if version and (version % plan.checkpoint_every == 0 or version == progress.best_version):
             self._save()
 

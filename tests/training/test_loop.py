@@ -71,6 +71,10 @@ def test_stopped_and_resumed_is_uninterrupted(make_run: Callable, at: int, how: 
     result = run.go(resume=True)
     assert (result.params_sha256, result.outcome, result.step) == (expected.params_sha256, "finished", 6)
     assert [record.version for record in run.notes.records] == [1, 2, 3, 4, 5, 6]
+    # What it goes on from is written once more only where its validation, cut off by the signal, was made up for.
+    assert run.notes.checkpoints.count(at) == (2 if how == "signal" and at % 2 == 0 else 1)
+    # What it goes on from is written once more only where its validation, cut off by the signal, was made up for.
+    assert run.notes.checkpoints.count(at) == (2 if how == "signal" and at % 2 == 0 else 1)
     assert [record.loss for record in run.notes.records] == [record.loss for record in whole.notes.records]
     assert run.notes.validations == whole.notes.validations
     assert progress(run) | {"seconds": 0} == progress(whole) | {"seconds": 0}
