@@ -59,6 +59,16 @@ def ray() -> Iterator[object]:
         yield ray
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without a run, to be copied: MLflow takes seconds to make its tables."""
+    from metadist.tracking.client import open_client
+
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    open_client(f"sqlite:///{database}").search_experiments()
+    return database
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command ended with."""

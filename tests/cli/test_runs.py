@@ -31,8 +31,9 @@ def place(_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.fixture(scope="module")
-def _place(tmp_path_factory: pytest.TempPathFactory, metadist: Callable[..., Any]) -> Path:
+def _place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, metadist: Callable[..., Any]) -> Path:
     folder = tmp_path_factory.mktemp("place")
+    shutil.copy(empty_store, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Path("job.yaml").write_text(JOB)

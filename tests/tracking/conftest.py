@@ -1,7 +1,8 @@
-"""What the tests of tracking share: a listener for what the user is told, and a fresh SQLite store."""
+"""What the tests of tracking share: a listener for what the user is told, and SQLite stores."""
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -35,5 +36,14 @@ def said() -> Listener:
 
 
 @pytest.fixture
-def sqlite_uri(tmp_path: Path) -> str:
+def absent_uri(tmp_path: Path) -> str:
+    """A store that nobody has made."""
     return f"sqlite:///{tmp_path}/store/mlflow.db"
+
+
+@pytest.fixture
+def sqlite_uri(absent_uri: str, empty_store: Path, tmp_path: Path) -> str:
+    """A store without a run."""
+    (tmp_path / "store").mkdir()
+    shutil.copy(empty_store, tmp_path / "store")
+    return absent_uri

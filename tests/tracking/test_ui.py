@@ -19,19 +19,19 @@ from metadist.errors import UserError
 from metadist.tracking.ui import serve_ui
 
 
-def test_busy_port_is_the_users_to_mend(sqlite_uri: str) -> None:
+def test_busy_port_is_the_users_to_mend(absent_uri: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(UserError) as caught:
-            serve_ui(sqlite_uri, other.getsockname()[1])
+            serve_ui(absent_uri, other.getsockname()[1])
     assert caught.value.field == "--port"
 
 
 @pytest.mark.parametrize("port", [0, 70000])
-def test_port_out_of_range(sqlite_uri: str, port: int) -> None:
+def test_port_out_of_range(absent_uri: str, port: int) -> None:
     with pytest.raises(UserError):
-        serve_ui(sqlite_uri, port)
+        serve_ui(absent_uri, port)
 
 
 @pytest.mark.parametrize("uri", ["http://u:hunter2@tracking:5000", "databricks"])
@@ -58,7 +58,6 @@ def test_serves_and_ends(sqlite_uri: str, tmp_path: Path) -> None:
         port = int(probe.getsockname()[1])
     code = f"import sys; from metadist.tracking.ui import serve_ui; sys.exit(serve_ui({sqlite_uri!r}, {port}))"
     root = Path(__file__).resolve().parents[2]
-    (tmp_path / "store").mkdir()
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=log, stderr=log)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -39,8 +40,9 @@ tune:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., str]:
+def write(tmp_path: Path, empty_store: Path) -> Callable[..., str]:
     """Write a job file; tracking goes into a store of the test's own."""
+    shutil.copy(empty_store, tmp_path)
 
     def put(text: str = SWEEP, uri: str | None = None) -> str:
         path = tmp_path / "job.yaml"
