@@ -35,7 +35,7 @@ from metadist.learners import (
     ReptileConfig,
     learner_class,
 )
-from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
+from metadist.models import MODELS, BaseModel, Conv4Config, MlpConfig, ResNet12Config
 from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups
 from metadist.tasks import (
     Episode,
@@ -186,7 +186,7 @@ class TuneConfig:
 MAX_NAME = 200
 
 TasksKind = ImageTasksConfig | SinusoidTasksConfig | LinearTasksConfig
-ModelKind = Conv4Config | MlpConfig
+ModelKind = Conv4Config | MlpConfig | ResNet12Config
 #: or, by its import path, the settings of a learner in a user's own module
 LearnerKind = MamlConfig | AnilConfig | BoilConfig | MetaSgdConfig | ReptileConfig | ProtoNetConfig | MatchingConfig
 
@@ -534,9 +534,7 @@ def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
 def build_model(job: Job, distribution: TaskDistribution, outputs: int | None) -> BaseModel:
     """The job's base model, without weights of its own."""
     try:
-        if isinstance(job.model, Conv4Config):
-            return Conv4(job.model, distribution.input_shape, outputs)
-        return Mlp(job.model, distribution.input_shape, outputs)
+        return MODELS[type(job.model)](job.model, distribution.input_shape, outputs)
     except UserError as error:
         place = error.field if error.field.startswith("model.") else f"model.{error.field}"
         raise UserError(place, error.value, error.expected, error.hint) from None

@@ -3,10 +3,13 @@
 from metadist.models.base import BaseModel, ModelConfig
 from metadist.models.conv4 import Conv4, Conv4Config
 from metadist.models.initial import InitName, initial_parameters
+from metadist.models.kinds import MODELS
 from metadist.models.mlp import Mlp, MlpConfig
 from metadist.models.norm import Norm, NormKind
+from metadist.models.resnet12 import ResNet12, ResNet12Config
 
 __all__ = [
+    "MODELS",
     "BaseModel",
     "Conv4",
     "Conv4Config",
@@ -16,5 +19,7 @@ __all__ = [
     "ModelConfig",
     "Norm",
     "NormKind",
+    "ResNet12",
+    "ResNet12Config",
     "initial_parameters",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from metadist.models.initial import InitName
 from metadist.models.norm import NormKind
 
-Activation = Literal["relu", "elu", "tanh"]
+Activation = Literal["relu", "leaky_relu", "elu", "tanh"]
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": nn.functional.relu,
+    "leaky_relu": partial(nn.functional.leaky_relu, negative_slope=0.1),
     "elu": nn.functional.elu,
     "tanh": torch.tanh,
 }
@@ -29,7 +31,7 @@ class ModelConfig:
     #: statistics that normalise activations: of the current `batch` (transductive on a query set), of
     #: the `support` set only, of each example's `layer`, or `none`
     norm: NormKind = "none"
-    #: nonlinearity after every layer but the head
+    #: nonlinearity after every layer but the head (leaky_relu: of slope 0.1)
     activation: Activation = "relu"
     #: distribution of the initial weights
     init: InitName = "default"
@@ -43,6 +45,9 @@ class BaseModel(ABC, nn.Module):  # in this order, in which `higher` can subclas
         features: width of what `features` returns.
         outputs: width of the head; `None` for an embedding, which has no head.
     """
+
+    #: values per example after the first convolution
+    activations = 0
 
     def __init__(self, norm: NormKind, features: int, outputs: int | None) -> None:
         super().__init__()
@@ -67,5 +72,8 @@ class BaseModel(ABC, nn.Module):  # in this order, in which `higher` can subclas
 
     @property
     def vectorizes(self) -> bool:
-        """Whether many tasks at once are faster than one after the other on a CPU."""
-        return True
+        """Whether many tasks at once are faster than one after the other on a CPU.
+
+        Pooled nets on larger images are bound by memory traffic, which many tasks at once make worse.
+        """
+        return self.activations <= 16384

@@ -1,0 +1,18 @@
+"""Base models by the dataclass of their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from metadist.models.base import BaseModel
+from metadist.models.conv4 import Conv4, Conv4Config
+from metadist.models.mlp import Mlp, MlpConfig
+from metadist.models.resnet12 import ResNet12, ResNet12Config
+
+#: what makes a model of its settings, the shape of an input, and the number of outputs (`None`: no head)
+MODELS: dict[type[Any], Callable[[Any, tuple[int, ...], int | None], BaseModel]] = {
+    Conv4Config: Conv4,
+    MlpConfig: Mlp,
+    ResNet12Config: ResNet12,
+}
