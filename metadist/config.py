@@ -35,7 +35,7 @@ from metadist.learners import (
     ReptileConfig,
     learner_class,
 )
-from metadist.models import MODELS, BaseModel, Conv4Config, MlpConfig, ResNet12Config
+from metadist.models import MODELS, BaseModel, Conv4Config, MlpConfig, MnistNetConfig, ResNet12Config, SimpleCnnConfig
 from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups
 from metadist.tasks import (
     Episode,
@@ -186,7 +186,7 @@ class TuneConfig:
 MAX_NAME = 200
 
 TasksKind = ImageTasksConfig | SinusoidTasksConfig | LinearTasksConfig
-ModelKind = Conv4Config | MlpConfig | ResNet12Config
+ModelKind = Conv4Config | MlpConfig | MnistNetConfig | SimpleCnnConfig | ResNet12Config
 #: or, by its import path, the settings of a learner in a user's own module
 LearnerKind = MamlConfig | AnilConfig | BoilConfig | MetaSgdConfig | ReptileConfig | ProtoNetConfig | MatchingConfig
 

@@ -5,8 +5,10 @@ from metadist.models.conv4 import Conv4, Conv4Config
 from metadist.models.initial import InitName, initial_parameters
 from metadist.models.kinds import MODELS
 from metadist.models.mlp import Mlp, MlpConfig
+from metadist.models.mnist_net import MnistNet, MnistNetConfig
 from metadist.models.norm import Norm, NormKind
 from metadist.models.resnet12 import ResNet12, ResNet12Config
+from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
 
 __all__ = [
     "MODELS",
@@ -16,10 +18,14 @@ __all__ = [
     "InitName",
     "Mlp",
     "MlpConfig",
+    "MnistNet",
+    "MnistNetConfig",
     "ModelConfig",
     "Norm",
     "NormKind",
     "ResNet12",
     "ResNet12Config",
+    "SimpleCnn",
+    "SimpleCnnConfig",
     "initial_parameters",
 ]

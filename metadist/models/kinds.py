@@ -8,11 +8,15 @@ from typing import Any
 from metadist.models.base import BaseModel
 from metadist.models.conv4 import Conv4, Conv4Config
 from metadist.models.mlp import Mlp, MlpConfig
+from metadist.models.mnist_net import MnistNet, MnistNetConfig
 from metadist.models.resnet12 import ResNet12, ResNet12Config
+from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
 
 #: what makes a model of its settings, the shape of an input, and the number of outputs (`None`: no head)
 MODELS: dict[type[Any], Callable[[Any, tuple[int, ...], int | None], BaseModel]] = {
     Conv4Config: Conv4,
     MlpConfig: Mlp,
+    MnistNetConfig: MnistNet,
+    SimpleCnnConfig: SimpleCnn,
     ResNet12Config: ResNet12,
 }

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from metadist.learners import Anil, AnilConfig, Maml, MamlConfig, Meta, Network
-from metadist.models import MODELS, BaseModel, Conv4Config, MlpConfig, ModelConfig, ResNet12Config
+from metadist.models import (
+    MODELS,
+    BaseModel,
+    Conv4Config,
+    MlpConfig,
+    MnistNetConfig,
+    ModelConfig,
+    ResNet12Config,
+    SimpleCnnConfig,
+)
 from metadist.outer import check_strategy, compute_meta_gradient
 from metadist.outer.strategy import relative_difference
 from metadist.tasks import Examples, Task, take
@@ -22,6 +31,8 @@ WAYS, TASKS = 3, 2
 SMALL: dict[str, tuple[ModelConfig, tuple[int, ...]]] = {
     "conv4": (Conv4Config(width=4, layers=2), (1, 8, 8)),
     "mlp": (MlpConfig(hidden=[6, 5]), (4,)),
+    "mnist_net": (MnistNetConfig(filters=[3, 4], hidden=5), (2, 8, 7)),
+    "simple_cnn": (SimpleCnnConfig(), (1, 16, 17)),
     "resnet12": (ResNet12Config(widths=[3, 4, 5, 6]), (2, 16, 18)),
 }
 NORMS = ["batch", "support", "layer", "none"]

@@ -15,6 +15,8 @@ from metadist.outer import Experiment, decode_checkpoint
 MODELS: dict[str, dict[str, Any]] = {
     "conv4": {"width": 4, "layers": 2},
     "mlp": {"hidden": [6]},
+    "mnist_net": {"filters": [3, 4], "hidden": 5},
+    "simple_cnn": {},
     "resnet12": {"widths": [2, 3, 4, 5]},
 }
 
