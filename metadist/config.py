@@ -43,6 +43,12 @@ from metadist.tasks import (
     ImageTasksConfig,
     LinearTasks,
     LinearTasksConfig,
+    LineTasks,
+    LineTasksConfig,
+    MixtureTasks,
+    MixtureTasksConfig,
+    QuadraticTasks,
+    QuadraticTasksConfig,
     SinusoidTasks,
     SinusoidTasksConfig,
     TaskDistribution,
@@ -185,7 +191,14 @@ class TuneConfig:
 #: bytes of a job's name: file systems take 255, of which a run's time and number need some
 MAX_NAME = 200
 
-TasksKind = ImageTasksConfig | SinusoidTasksConfig | LinearTasksConfig
+TasksKind = (
+    ImageTasksConfig
+    | SinusoidTasksConfig
+    | LineTasksConfig
+    | QuadraticTasksConfig
+    | LinearTasksConfig
+    | MixtureTasksConfig
+)
 ModelKind = Conv4Config | MlpConfig | MnistNetConfig | SimpleCnnConfig | ResNet12Config
 #: or, by its import path, the settings of a learner in a user's own module
 LearnerKind = MamlConfig | AnilConfig | BoilConfig | MetaSgdConfig | ReptileConfig | ProtoNetConfig | MatchingConfig
@@ -233,8 +246,11 @@ class Job:
                 f"tasks.ways = {self.tasks.ways} for learner {self.learner.kind}, whose head has one output a class",
                 f"Leave train_ways out; only {HEADLESS} train with other ways than they are tested with.",
             )
-        if embeds and isinstance(self.tasks, SinusoidTasksConfig):
+        if embeds and self.tasks.loss == "mse":
             raise UserError("learner.kind", self.learner.kind, "a learner for regression tasks", "Use maml or reptile.")
+        if embeds and self.tasks.loss != "cross_entropy":
+            expected = f"cross_entropy for learner {self.learner.kind}, which compares classes with each other"
+            raise UserError("tasks.loss", self.tasks.loss, expected)
 
     @property
     def warnings(self) -> list[str]:
@@ -383,15 +399,20 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
         if hint == LearnerKind and isinstance(value, Mapping) and "." in str(value.get("kind")):
             return _parse_own(str(value["kind"]), value, place)
         return _parse(members[0] if len(members) == 1 else _by_kind(members, value, place), value, place)
-    if typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+    if typing.get_origin(hint) is list and _is_section(item_hint := typing.get_args(hint)[0]):
         if not isinstance(value, list):
             raise UserError(place, value, "a list")
-        return [_parse(typing.get_args(hint)[0], item, f"{place}.{i}") for i, item in enumerate(value)]
+        return [_parse_value(item_hint, item, f"{place}.{i}") for i, item in enumerate(value)]
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
         return adapter.validate_python(value, strict=True)
     except ValidationError as error:
         raise UserError(place, _short(value), describe_type(hint), _hint(hint, value)) from error
+
+
+def _is_section(hint: Any) -> bool:
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return all(map(dataclasses.is_dataclass, members))
 
 
 def _parse_own(kind: str, content: Mapping[str, Any], place: str) -> Any:
@@ -420,6 +441,8 @@ def _short(value: Any) -> Any:
 
 def describe_type(hint: Any) -> str:
     """A type in words."""
+    if isinstance(hint, types.UnionType) and _is_section(hint):
+        return "a section of kind " + " or ".join(member.kind for member in typing.get_args(hint))
     if dataclasses.is_dataclass(hint):
         return "{" + ", ".join(part.name for part in dataclasses.fields(hint)) + "}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -489,7 +512,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "
 
 def open_data(job: Job, progress: Any = None) -> ClassStore | None:
     """The job's class store, prepared if need be; `None` for tasks that need no data."""
-    return resolve_store(job.data, progress) if isinstance(job.tasks, ImageTasksConfig) else None
+    return resolve_store(job.data, progress) if job.tasks.needs_data else None
 
 
 def anchored(job: Job) -> Job:
@@ -512,14 +535,25 @@ def with_store(job: Job, store: ClassStore | None) -> Job:
 
 def build_distribution(job: Job) -> TaskDistribution:
     """The job's tasks."""
-    tasks = job.tasks
-    if isinstance(tasks, SinusoidTasksConfig):
-        return SinusoidTasks()
-    if isinstance(tasks, LinearTasksConfig):
-        return LinearTasks(tasks.dimension)
     store = open_data(job)
-    assert store is not None
-    return ImageTasks(store, job.data)
+
+    def build(tasks: TasksKind) -> TaskDistribution:
+        match tasks:
+            case SinusoidTasksConfig():
+                return SinusoidTasks()
+            case LineTasksConfig():
+                return LineTasks()
+            case QuadraticTasksConfig():
+                return QuadraticTasks()
+            case LinearTasksConfig():
+                return LinearTasks(tasks.dimension, tasks.loss)
+            case MixtureTasksConfig():
+                return MixtureTasks([build(family) for family in tasks.of], tasks.weights or [1.0] * len(tasks.of))
+            case ImageTasksConfig():
+                assert store is not None
+                return ImageTasks(store, job.data, tasks.loss)
+
+    return build(job.tasks)
 
 
 def build_learner(job: Job, distribution: TaskDistribution) -> Learner:

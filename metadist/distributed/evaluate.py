@@ -109,7 +109,7 @@ def _changed(job: Job, request: EvaluationRequest) -> Job:
     for override in request.overrides:
         config.set_value(content, override)
     if request.data is not None:
-        if "data" not in content or job.tasks.kind != "images":
+        if "data" not in content or not job.tasks.needs_data:
             raise UserError("--data", request.data, f"a job with image tasks; this one's are {job.tasks.kind}")
         content["data"] |= {"source": request.data}
         content["data"]["split"] = {"train": None, "valid": None, "test": ["*"], "seed": 0}

@@ -20,7 +20,6 @@ from metadist.data import DataConfig, find_store
 from metadist.data.locations import cache_folder
 from metadist.distributed.diagnosis import Finding, State
 from metadist.distributed.session import OBJECT_STORE_BYTES
-from metadist.tasks import ImageTasksConfig
 from metadist.tracking import TrackingConfig, resolve_uri
 from metadist.training.machine import cpu_name
 from metadist.training.run_folder import check_writable
@@ -190,7 +189,7 @@ def mlflow(job: Job | None) -> Finding:
 
 def data(job: Job | None) -> Finding:
     """The job's images: whether they are prepared, and whole."""
-    if job is None or not isinstance(job.tasks, ImageTasksConfig):
+    if job is None or not job.tasks.needs_data:
         return Finding("data", "ok", "no job was named" if job is None else f"{job.tasks.kind} tasks need none")
     store = find_store(job.data)
     if store is None:

@@ -17,7 +17,6 @@ import metadist
 from metadist.config import Job
 from metadist.distributed.places import local_path, local_store
 from metadist.errors import UserError
-from metadist.tasks import ImageTasksConfig
 from metadist.tracking import TrackingConfig, resolve_uri
 
 #: how a cluster keeps what metadist knows of a submission
@@ -149,7 +148,7 @@ def _check_place(field: str, place: str, path: str | None, shared: bool, advice:
 
 def _check_data(request: Request) -> None:
     data, folder = request.job.data, request.working_folder
-    if not isinstance(request.job.tasks, ImageTasksConfig) or data.source.startswith(("torchvision:", "sklearn:")):
+    if not request.job.tasks.needs_data or data.source.startswith(("torchvision:", "sklearn:")):
         return
     path = local_path(data.source)
     if path is not None and folder is not None and not os.path.isabs(path) and (folder / path).exists():

@@ -19,8 +19,17 @@ from metadist.models import BaseModel, InitName, initial_parameters
 from metadist.tasks import Examples, Task
 from metadist.tasks.base import Loss
 
+
+def _each_class_by_itself(outputs: Tensor, y: Tensor) -> Tensor:
+    """Mean over rows and classes of the binary cross-entropy of "is it this class" (one against the rest)."""
+    # Not one_hot, whose check of its values fails under a vectorised gradient.
+    of_class = (y[:, None] == torch.arange(outputs.shape[-1], device=y.device)).to(outputs.dtype)
+    return nn.functional.binary_cross_entropy_with_logits(outputs, of_class)
+
+
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": nn.functional.cross_entropy,
+    "binary_cross_entropy": _each_class_by_itself,
     "mse": nn.functional.mse_loss,
 }
 

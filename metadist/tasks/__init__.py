@@ -3,7 +3,10 @@
 from metadist.tasks.address import generator
 from metadist.tasks.base import TASK_AXES, Episode, Examples, Task, TaskDistribution, TasksConfig, join, take
 from metadist.tasks.images import ImageTasks, ImageTasksConfig
+from metadist.tasks.line import LineTasks, LineTasksConfig
 from metadist.tasks.linear import LinearTasks, LinearTasksConfig
+from metadist.tasks.mixture import MixtureTasks, MixtureTasksConfig
+from metadist.tasks.quadratic import QuadraticTasks, QuadraticTasksConfig
 from metadist.tasks.sinusoid import SinusoidTasks, SinusoidTasksConfig
 
 __all__ = [
@@ -12,8 +15,14 @@ __all__ = [
     "Examples",
     "ImageTasks",
     "ImageTasksConfig",
+    "LineTasks",
+    "LineTasksConfig",
     "LinearTasks",
     "LinearTasksConfig",
+    "MixtureTasks",
+    "MixtureTasksConfig",
+    "QuadraticTasks",
+    "QuadraticTasksConfig",
     "SinusoidTasks",
     "SinusoidTasksConfig",
     "Task",

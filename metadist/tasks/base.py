@@ -13,7 +13,8 @@ from torch import Tensor
 from metadist.errors import UserError
 
 Split = Literal["train", "valid", "test"]
-Loss = Literal["cross_entropy", "mse"]
+ClassLoss = Literal["cross_entropy", "binary_cross_entropy"]
+Loss = ClassLoss | Literal["mse"]
 
 
 class Examples(NamedTuple):
@@ -103,6 +104,25 @@ class TasksConfig:
         """The size of a training task."""
         return Episode(self.train_ways or self.ways, self.train_shots or self.shots, self.query)
 
+    @property
+    def loss(self) -> Loss:
+        """What the query set is judged by."""
+        return "cross_entropy"
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether tasks are made of the job's `data`."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTasksConfig(TasksConfig):
+    """What every family of classification tasks has in common."""
+
+    #: cross_entropy over the classes, or binary_cross_entropy: one output a class, each judged by itself as "is it
+    #: this class", the largest one is the class that is told
+    loss: ClassLoss = "cross_entropy"
+
 
 class TaskDistribution(ABC):
     """A family of tasks, addressable: the same (split, seed, index) is the same task everywhere."""
@@ -111,6 +131,11 @@ class TaskDistribution(ABC):
     loss: Loss
     #: shape of one input, without any batch dimension
     input_shape: tuple[int, ...]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether targets are classes."""
+        return self.loss != "mse"
 
     @abstractmethod
     def sample(self, split: Split, seed: int, index: int, episode: Episode) -> Any:

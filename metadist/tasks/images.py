@@ -24,14 +24,18 @@ from metadist.data import (
 )
 from metadist.errors import UserError
 from metadist.tasks.address import generator
-from metadist.tasks.base import Episode, Examples, Split, Task, TaskDistribution, TasksConfig
+from metadist.tasks.base import ClassLoss, ClassTasksConfig, Episode, Examples, Split, Task, TaskDistribution
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTasksConfig(TasksConfig):
+class ImageTasksConfig(ClassTasksConfig):
     """N-way K-shot classification of images: each task has its own classes, numbered anew."""
 
     kind: Literal["images"] = "images"
+
+    @property
+    def needs_data(self) -> bool:
+        return True
 
 
 class Augmentation(NamedTuple):
@@ -57,15 +61,14 @@ class ImageTasks(TaskDistribution):
     Args:
         store: the images.
         config: splits, rotations, standardisation and augmentation.
+        loss: what the query set is judged by.
 
     Raises:
         UserError: the splits do not fit the store, or rotations are asked of images that are not square.
     """
 
-    loss: Literal["cross_entropy"] = "cross_entropy"
-
-    def __init__(self, store: ClassStore, config: DataConfig) -> None:
-        self.store, self.config = store, config
+    def __init__(self, store: ClassStore, config: DataConfig, loss: ClassLoss = "cross_entropy") -> None:
+        self.store, self.config, self.loss = store, config, loss
         channels, height, width = store.shape
         self.input_shape = (channels, height, width)
         if config.rotations != "none" and height != width:

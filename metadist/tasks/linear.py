@@ -11,11 +11,11 @@ import torch
 
 from metadist.errors import UserError
 from metadist.tasks.address import generator
-from metadist.tasks.base import Episode, Examples, Split, Task, TaskDistribution, TasksConfig
+from metadist.tasks.base import ClassLoss, ClassTasksConfig, Episode, Examples, Split, Task, TaskDistribution
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearTasksConfig(TasksConfig):
+class LinearTasksConfig(ClassTasksConfig):
     """Points of a standard normal, labelled by the side of a random hyperplane on which they lie."""
 
     kind: Literal["linear"] = "linear"
@@ -37,10 +37,8 @@ class LinearTasksConfig(TasksConfig):
 class LinearTasks(TaskDistribution):
     """The family; splits differ by their addresses only. Inputs [n, dimension], classes 0 and 1."""
 
-    loss: Literal["cross_entropy"] = "cross_entropy"
-
-    def __init__(self, dimension: int) -> None:
-        self.input_shape = (dimension,)
+    def __init__(self, dimension: int, loss: ClassLoss = "cross_entropy") -> None:
+        self.input_shape, self.loss = (dimension,), loss
 
     def sample(self, split: Split, seed: int, index: int, episode: Episode) -> tuple[np.ndarray, np.ndarray, int]:
         rng = generator("linear", split, seed, index)
@@ -60,3 +58,7 @@ class LinearTasks(TaskDistribution):
         x = torch.from_numpy(np.stack([task[0] for task in drawn])).to(device, torch.float32)
         y = torch.from_numpy(np.stack([task[1] for task in drawn])).to(device)
         return Task(Examples(x[:, :rows], y[:, :rows], 2), Examples(x[:, rows:], y[:, rows:], 2))
+
+    def check(self, split: Split, episode: Episode) -> None:
+        if episode.ways != 2:
+            raise UserError("tasks.ways", episode.ways, "2, the sides of a hyperplane")

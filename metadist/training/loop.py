@@ -167,7 +167,7 @@ class _Run:
             self.server,
             self.experiment.rule,
             self.check.strategy,
-            self.experiment.distribution.loss == "cross_entropy",
+            self.experiment.distribution.classifies,
             version,
             published,
             self.observer.say,

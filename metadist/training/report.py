@@ -38,7 +38,7 @@ def draw_plots(
         drawn.append(_by_step(next(iter(tests.values())), target / "accuracy-by-step.png"))
     sheet = target / "tasks.png"
     indices = range(4)
-    if experiment.distribution.loss == "mse":
+    if not experiment.distribution.classifies:
         plots.regression_sheet([_regression(experiment, meta, index, episode) for index in indices], sheet)
         drawn.append(sheet)
     elif len(experiment.distribution.input_shape) == 3:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metadist.learners import Meta, functional_gradients
 from metadist.outer import (
@@ -207,5 +207,8 @@ def _row_losses(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
     if loss == "mse":
         return (outputs - y.double()[:, None]).square().mean(-1)
     y = y[:, None].expand(tasks, steps, rows)
-    each: Tensor = torch.nn.functional.cross_entropy(outputs.reshape(-1, width), y.reshape(-1), reduction="none")
+    if loss == "binary_cross_entropy":
+        of_class = nn.functional.one_hot(y, width).double()
+        return nn.functional.binary_cross_entropy_with_logits(outputs, of_class, reduction="none").mean(-1)
+    each: Tensor = nn.functional.cross_entropy(outputs.reshape(-1, width), y.reshape(-1), reduction="none")
     return each.reshape(tasks, steps, rows)

@@ -115,7 +115,7 @@ def _check(job: Job, options: SweepOptions) -> tuple[list[Dimension], str, str]:
     config.open_data(job, options.data_progress)
     check_space(job, space)
     distribution = config.build_distribution(job)
-    metric, mode = metric_of(job.tune, distribution.loss == "cross_entropy")
+    metric, mode = metric_of(job.tune, distribution.classifies)
     for split in ("train", "valid"):
         if not distribution.has(split):
             raise UserError(f"data.split.{split}", 0, "classes: a sweep trains on some and judges by others")

@@ -11,7 +11,15 @@ import torch
 from PIL import Image
 
 from metadist.data import AugmentConfig, ClassStore, DataConfig, SplitConfig, prepare
-from metadist.tasks import ImageTasks, LinearTasks, SinusoidTasks, TaskDistribution
+from metadist.tasks import (
+    ImageTasks,
+    LinearTasks,
+    LineTasks,
+    MixtureTasks,
+    QuadraticTasks,
+    SinusoidTasks,
+    TaskDistribution,
+)
 
 torch.set_num_threads(1)
 CLASSES, EXAMPLES, SIDE = 10, 6, 6
@@ -47,12 +55,15 @@ def images(store: ClassStore) -> Callable[..., ImageTasks]:
     return make
 
 
-@pytest.fixture(params=["sinusoid", "linear", "images", "images-augmented"])
+@pytest.fixture(params=["sinusoid", "line", "quadratic", "linear", "mixture", "images", "images-augmented"])
 def family(request: pytest.FixtureRequest, images: Callable[..., ImageTasks]) -> TaskDistribution:
-    if request.param == "sinusoid":
-        return SinusoidTasks()
+    functions = {"sinusoid": SinusoidTasks(), "line": LineTasks(), "quadratic": QuadraticTasks()}
+    if request.param in functions:
+        return functions[request.param]
     if request.param == "linear":
         return LinearTasks(3)
+    if request.param == "mixture":
+        return MixtureTasks(list(functions.values()), [1, 2, 3])
     if request.param == "images":
         return images(rotations="train")
     return images(augment=AugmentConfig(flip=True, crop=1, noise=0.1, sets="both"))
