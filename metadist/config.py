@@ -35,7 +35,16 @@ from metadist.learners import (
     ReptileConfig,
     learner_class,
 )
-from metadist.models import MODELS, BaseModel, Conv4Config, MlpConfig, MnistNetConfig, ResNet12Config, SimpleCnnConfig
+from metadist.models import (
+    BaseModel,
+    Conv4Config,
+    MlpConfig,
+    MnistNetConfig,
+    ResNet12Config,
+    SimpleCnnConfig,
+    base_model,
+    own_model_config,
+)
 from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups
 from metadist.tasks import (
     Episode,
@@ -199,6 +208,7 @@ TasksKind = (
     | LinearTasksConfig
     | MixtureTasksConfig
 )
+#: or, by its import path, a module of a user's own
 ModelKind = Conv4Config | MlpConfig | MnistNetConfig | SimpleCnnConfig | ResNet12Config
 #: or, by its import path, the settings of a learner in a user's own module
 LearnerKind = MamlConfig | AnilConfig | BoilConfig | MetaSgdConfig | ReptileConfig | ProtoNetConfig | MatchingConfig
@@ -396,8 +406,8 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
         for section in filter(dataclasses.is_dataclass, members):
             return _parse(section, value, place)
     if dataclasses.is_dataclass(members[0]):
-        if hint == LearnerKind and isinstance(value, Mapping) and "." in str(value.get("kind")):
-            return _parse_own(str(value["kind"]), value, place)
+        if hint in _OWN and isinstance(value, Mapping) and "." in str(value.get("kind")):
+            return _parse_own(_OWN[hint](str(value["kind"])), value, place)
         return _parse(members[0] if len(members) == 1 else _by_kind(members, value, place), value, place)
     if typing.get_origin(hint) is list and _is_section(item_hint := typing.get_args(hint)[0]):
         if not isinstance(value, list):
@@ -415,10 +425,17 @@ def _is_section(hint: Any) -> bool:
     return all(map(dataclasses.is_dataclass, members))
 
 
-def _parse_own(kind: str, content: Mapping[str, Any], place: str) -> Any:
-    """The settings of a learner in a user's own module; their `kind` is its import path, whatever they say."""
-    settings = {key: value for key, value in content.items() if key != "kind"}
-    return replace(_parse(learner_class(kind).config_type, settings, place), kind=kind)
+#: sections whose kind may be the import path of a class of a user's own, and what gives the dataclass of its settings
+_OWN: dict[Any, Callable[[str], type[Any]]] = {
+    LearnerKind: lambda kind: learner_class(kind).config_type,
+    ModelKind: own_model_config,
+}
+
+
+def _parse_own(settings: type[Any], content: Mapping[str, Any], place: str) -> Any:
+    """The settings of a class in a user's own module; their `kind` is its import path, whatever they say."""
+    own = {key: value for key, value in content.items() if key != "kind"}
+    return replace(_parse(settings, own, place), kind=str(content["kind"]))
 
 
 def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
@@ -427,7 +444,8 @@ def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
         raise UserError(place, value, f"a section with a kind of {', '.join(kinds)}")
     kind = value.get("kind", next(iter(kinds)))
     if not isinstance(kind, str) or kind not in kinds:
-        own = "A learner of your own is named by its import path: package.Class." if place == "learner" else ""
+        what = {"learner": "learner", "model": "module"}.get(place)
+        own = f"A {what} of your own is named by its import path: package.Class." if what else ""
         hint = (nearest(kind, kinds) if isinstance(kind, str) else "") or own
         raise UserError(f"{place}.kind", _short(kind), f"one of {', '.join(kinds)}", hint)
     return kinds[kind]
@@ -446,6 +464,8 @@ def describe_type(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return "{" + ", ".join(part.name for part in dataclasses.fields(hint)) + "}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if hint is Any:
+        return "anything"
     if hint in words:
         return words[hint]
     arguments = typing.get_args(hint)
@@ -568,7 +588,7 @@ def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
 def build_model(job: Job, distribution: TaskDistribution, outputs: int | None) -> BaseModel:
     """The job's base model, without weights of its own."""
     try:
-        return MODELS[type(job.model)](job.model, distribution.input_shape, outputs)
+        return base_model(job.model, distribution.input_shape, outputs)
     except UserError as error:
         place = error.field if error.field.startswith("model.") else f"model.{error.field}"
         raise UserError(place, error.value, error.expected, error.hint) from None

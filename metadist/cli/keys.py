@@ -83,8 +83,12 @@ def _meanings(config: Any) -> dict[str, str]:
     for base in config.__mro__:
         if not dataclasses.is_dataclass(base):
             continue
+        try:
+            source = inspect.getsource(base)
+        except OSError:  # it was made of the signature of a user's module
+            continue
         comment: list[str] = []
-        for line in inspect.getsource(base).splitlines():
+        for line in source.splitlines():
             text = line.strip()
             if text.startswith("#:"):
                 comment.append(text.removeprefix("#:").strip())

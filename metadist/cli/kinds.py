@@ -12,6 +12,7 @@ from metadist.cli.keys import section_keys, show_keys, summary
 from metadist.config import LearnerKind, ModelKind, TasksKind
 from metadist.errors import UserError, nearest
 from metadist.learners import learner_class
+from metadist.models import own_model_config
 
 
 class What(StrEnum):
@@ -28,11 +29,18 @@ SECTIONS: dict[What, tuple[str, Any]] = {
     What.models: ("model", ModelKind),
     What.tasks: ("tasks", TasksKind),
 }
+#: what may be of a user's own, by its import path, and what gives the dataclass of its settings
+OWN: dict[What, Any] = {
+    What.learners: lambda kind: learner_class(kind).config_type,
+    What.models: own_model_config,
+}
 
 
 def list_command(
     what: What = typer.Argument(help="What to list."),
-    kind: str | None = typer.Argument(None, help="Only this one, with its options; a learner of your own by its path."),
+    kind: str | None = typer.Argument(
+        None, help="Only this one, with its options; one of your own by its import path."
+    ),
 ) -> None:
     """The learners, models or tasks that a job can name; of one of them, its options."""
     section, union = SECTIONS[what]
@@ -42,8 +50,8 @@ def list_command(
         for name, config in kinds.items():
             typer.echo(f"{typer.style(f'{name:{width}}', bold=True)}  {summary(config)}")
         return
-    if what == What.learners and "." in kind:
-        kinds[kind] = learner_class(kind).config_type
+    if what in OWN and "." in kind:
+        kinds[kind] = OWN[what](kind)
     if kind not in kinds:
         raise UserError("KIND", kind, f"one of {', '.join(kinds)}", nearest(kind, kinds))
     typer.echo(f"{summary(kinds[kind])}\n")

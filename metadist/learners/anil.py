@@ -17,7 +17,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from metadist.learners.base import HEAD
+from metadist.learners.base import HEAD, Network
 from metadist.learners.gradient import Parameters
 from metadist.learners.maml import InnerLoopConfig, Maml
 from metadist.tasks import Examples
@@ -34,6 +34,10 @@ class Anil(Maml):
     """Classification and regression, any base model with a head."""
 
     config_type = AnilConfig
+
+    def __init__(self, config: InnerLoopConfig, network: Network) -> None:
+        network.require_head("anil")
+        super().__init__(config, network)
 
     def adapts(self, name: str) -> bool:
         return name.startswith(HEAD)

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from metadist.errors import UserError
 from metadist.learners.gradient import Parameters
-from metadist.models import BaseModel, InitName, initial_parameters
+from metadist.models import BaseModel, InitName
 from metadist.tasks import Examples, Task
 from metadist.tasks.base import Loss
 
@@ -87,12 +88,18 @@ class Network:
     """A base model without weights: calls the module with whichever weights it is given."""
 
     module: BaseModel
-    init: InitName
+    init: InitName | None
     loss: Loss
 
     def fresh(self, generator: Generator) -> Parameters:
         """New weights."""
-        return initial_parameters(self.module, self.init, generator)
+        return self.module.initial(self.init, generator)
+
+    def require_head(self, learner: str) -> None:
+        """Raise `UserError` where the model has no head, which `learner` treats in its own way."""
+        if not any(name.startswith(HEAD) for name, _ in self.module.named_parameters()):
+            hint = "Have the module apply a layer called head last of all, or use maml."
+            raise UserError("learner.kind", learner, "a learner for a model that is all trunk and no head", hint)
 
     def support(self, parameters: Parameters, support: Examples) -> Tensor:
         """Outputs on the support set itself [rows, outputs]."""

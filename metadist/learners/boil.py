@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metadist.learners.base import HEAD
+from metadist.learners.base import HEAD, Network
 from metadist.learners.maml import InnerLoopConfig, Maml
 
 
@@ -26,6 +26,10 @@ class Boil(Maml):
     """Classification and regression, any base model with a head."""
 
     config_type = BoilConfig
+
+    def __init__(self, config: InnerLoopConfig, network: Network) -> None:
+        network.require_head("boil")
+        super().__init__(config, network)
 
     def adapts(self, name: str) -> bool:
         return not name.startswith(HEAD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pkgutil
 from typing import Any
 
 from metadist.errors import UserError
@@ -15,6 +14,7 @@ from metadist.learners.matching import MatchingNet
 from metadist.learners.metasgd import MetaSgd
 from metadist.learners.protonet import ProtoNet
 from metadist.learners.reptile import Reptile
+from metadist.models.own import named_class
 
 _OURS: tuple[type[Learner], ...] = (Maml, Anil, Boil, MetaSgd, Reptile, ProtoNet, MatchingNet)
 #: the project's own, by the `kind` of their settings
@@ -29,13 +29,7 @@ def learner_class(kind: str) -> type[Learner]:
     """
     if kind in LEARNERS:
         return LEARNERS[kind]
-    try:
-        module, _, name = kind.rpartition(".")
-        found = pkgutil.resolve_name(f"{module}:{name}")
-    except Exception as error:  # a user's module may do anything when it is imported
-        expected = f"the import path of a learner; importing it gives {type(error).__name__}: {error}"
-        hint = "Modules are looked for in the working folder, on PYTHONPATH, and among installed packages."
-        raise UserError("learner.kind", kind, expected, hint) from error
+    found = named_class("learner.kind", kind, "a learner")
     if not (isinstance(found, type) and issubclass(found, Learner)):
         raise UserError("learner.kind", kind, "the import path of a subclass of metadist.learners.Learner")
     missing = sorted(getattr(found, "__abstractmethods__", ()))

@@ -3,10 +3,11 @@
 from metadist.models.base import BaseModel, ModelConfig
 from metadist.models.conv4 import Conv4, Conv4Config
 from metadist.models.initial import InitName, initial_parameters
-from metadist.models.kinds import MODELS
+from metadist.models.kinds import MODELS, base_model
 from metadist.models.mlp import Mlp, MlpConfig
 from metadist.models.mnist_net import MnistNet, MnistNetConfig
 from metadist.models.norm import Norm, NormKind
+from metadist.models.own import OwnModelConfig, own_model_config
 from metadist.models.resnet12 import ResNet12, ResNet12Config
 from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
 
@@ -23,9 +24,12 @@ __all__ = [
     "ModelConfig",
     "Norm",
     "NormKind",
+    "OwnModelConfig",
     "ResNet12",
     "ResNet12Config",
     "SimpleCnn",
     "SimpleCnnConfig",
+    "base_model",
     "initial_parameters",
+    "own_model_config",
 ]

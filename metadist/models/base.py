@@ -9,9 +9,9 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from metadist.models.initial import InitName
+from metadist.models.initial import InitName, initial_parameters
 from metadist.models.norm import NormKind
 
 Activation = Literal["relu", "leaky_relu", "elu", "tanh"]
@@ -52,7 +52,7 @@ class BaseModel(ABC, nn.Module):  # in this order, in which `higher` can subclas
     def __init__(self, norm: NormKind, features: int, outputs: int | None) -> None:
         super().__init__()
         self.norm_kind: NormKind = norm
-        self.head = nn.Identity() if outputs is None else nn.Linear(features, outputs)
+        self.head: nn.Module = nn.Identity() if outputs is None else nn.Linear(features, outputs)
 
     @abstractmethod
     def features(self, x: Tensor, reference: int | None) -> Tensor:
@@ -69,6 +69,10 @@ class BaseModel(ABC, nn.Module):  # in this order, in which `higher` can subclas
         features = self.features(x, reference)
         out: Tensor = self.head(features) if head else features
         return out
+
+    def initial(self, init: InitName | None, generator: Generator) -> dict[str, Tensor]:
+        """Weights before any training, by name; `None`: in the model's own way, where it has one."""
+        return initial_parameters(self, init or "default", generator)
 
     @property
     def vectorizes(self) -> bool:

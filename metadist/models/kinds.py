@@ -9,6 +9,7 @@ from metadist.models.base import BaseModel
 from metadist.models.conv4 import Conv4, Conv4Config
 from metadist.models.mlp import Mlp, MlpConfig
 from metadist.models.mnist_net import MnistNet, MnistNetConfig
+from metadist.models.own import OwnModelConfig, own_model
 from metadist.models.resnet12 import ResNet12, ResNet12Config
 from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
 
@@ -20,3 +21,10 @@ MODELS: dict[type[Any], Callable[[Any, tuple[int, ...], int | None], BaseModel]]
     SimpleCnnConfig: SimpleCnn,
     ResNet12Config: ResNet12,
 }
+
+
+def base_model(config: Any, input_shape: tuple[int, ...], outputs: int | None) -> BaseModel:
+    """The base model of its settings, without weights of its own."""
+    if isinstance(config, OwnModelConfig):
+        return own_model(config, input_shape, outputs)
+    return MODELS[type(config)](config, input_shape, outputs)
