@@ -32,6 +32,7 @@ from metadist.learners import (
     MetaSgdConfig,
     Network,
     ProtoNetConfig,
+    RelationConfig,
     ReptileConfig,
     learner_class,
 )
@@ -211,10 +212,19 @@ TasksKind = (
 #: or, by its import path, a module of a user's own
 ModelKind = Conv4Config | MlpConfig | MnistNetConfig | SimpleCnnConfig | ResNet12Config
 #: or, by its import path, the settings of a learner in a user's own module
-LearnerKind = MamlConfig | AnilConfig | BoilConfig | MetaSgdConfig | ReptileConfig | ProtoNetConfig | MatchingConfig
+LearnerKind = (
+    MamlConfig
+    | AnilConfig
+    | BoilConfig
+    | MetaSgdConfig
+    | ReptileConfig
+    | ProtoNetConfig
+    | MatchingConfig
+    | RelationConfig
+)
 
 #: learners without a head, in words
-HEADLESS = " and ".join(kind for kind, learner in LEARNERS.items() if learner.embeds)
+HEADLESS = ", ".join(kind for kind, learner in LEARNERS.items() if learner.embeds)
 
 
 @dataclass(frozen=True)

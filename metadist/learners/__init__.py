@@ -9,6 +9,7 @@ from metadist.learners.maml import Maml, MamlConfig
 from metadist.learners.matching import MatchingConfig, MatchingNet
 from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
 from metadist.learners.protonet import ProtoNet, ProtoNetConfig
+from metadist.learners.relation import RelationConfig, RelationNet
 from metadist.learners.reptile import Reptile, ReptileConfig
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "Outcome",
     "ProtoNet",
     "ProtoNetConfig",
+    "RelationConfig",
+    "RelationNet",
     "Reptile",
     "ReptileConfig",
     "TaskGradient",

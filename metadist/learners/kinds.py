@@ -13,10 +13,11 @@ from metadist.learners.maml import Maml
 from metadist.learners.matching import MatchingNet
 from metadist.learners.metasgd import MetaSgd
 from metadist.learners.protonet import ProtoNet
+from metadist.learners.relation import RelationNet
 from metadist.learners.reptile import Reptile
 from metadist.models.own import named_class
 
-_OURS: tuple[type[Learner], ...] = (Maml, Anil, Boil, MetaSgd, Reptile, ProtoNet, MatchingNet)
+_OURS: tuple[type[Learner], ...] = (Maml, Anil, Boil, MetaSgd, Reptile, ProtoNet, MatchingNet, RelationNet)
 #: the project's own, by the `kind` of their settings
 LEARNERS = {learner.config_type.kind: learner for learner in _OURS}
 

@@ -12,16 +12,13 @@ paper's experiments; cosines may be multiplied by `scale` before the softmax, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
 from metadist.errors import UserError
-from metadist.learners.base import Learner, Meta, Network, plain_meta
-from metadist.learners.gradient import Parameters
-from metadist.tasks import Examples
+from metadist.learners.metric import Memory, Metric, direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,45 +34,18 @@ class MatchingConfig:
             raise UserError("scale", self.scale, "a number above 0")
 
 
-class Memory(NamedTuple):
-    """A support set's directions [rows, features], with its embedding and the set itself."""
-
-    directions: Tensor
-    parameters: Parameters
-    support: Examples
-
-
-class MatchingNet(Learner):
+class MatchingNet(Metric):
     """Classification; the base model is an embedding, without a head."""
 
     config_type = MatchingConfig
-    embeds = True
+    config: MatchingConfig
 
-    def __init__(self, config: MatchingConfig, network: Network) -> None:
-        super().__init__(network, eval_steps=0)
-        self.config = config
-
-    def init(self, generator: Generator) -> Meta:
-        return plain_meta(self.network.fresh(generator))
-
-    def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[Memory]:
-        embedded = self.network.support(meta.parameters, support)
-        yield Memory(_direction(embedded), meta.parameters, support)
-
-    def predict(self, adapted: Any, x: Tensor) -> Tensor:
+    def compare(self, memory: Memory, embedded: Tensor) -> Tensor:
         """Logarithms of the mixture's class weights [rows, ways], up to a constant a row.
 
         The softmax of the loss is over classes; that of the paper, over support rows, comes to the same:
         log Σ_{i of class k} exp(cᵢ) − log Σᵢ exp(cᵢ).
         """
-        support = adapted.support
-        embedded = self.network.query(adapted.parameters, support, x)
-        cosines = _direction(embedded) @ adapted.directions.T  # [rows, support rows]
-        member = nn.functional.one_hot(support.y, support.ways).to(cosines.dtype)  # [support rows, ways]
-        outputs: Tensor = (self.config.scale * cosines[:, :, None] + member.log()).logsumexp(1)
+        cosines = direction(embedded) @ direction(memory.embedded).T  # [rows, support rows]
+        outputs: Tensor = (self.config.scale * cosines[:, :, None] + memory.member.log()).logsumexp(1)
         return outputs
-
-
-def _direction(embedded: Tensor) -> Tensor:
-    """Rows of length 1; an embedding of zeros has no direction, and keeps a gradient of moderate size."""
-    return nn.functional.normalize(embedded, dim=-1, eps=1e-3)

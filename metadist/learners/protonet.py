@@ -3,19 +3,20 @@
 Learns an embedding in which a class is the mean of its support examples (equation 1), its prototype. A query
 is classified by the softmax over negative squared Euclidean distances to the prototypes (equation 2). There is
 nothing to adapt step by step, so training may use more classes per task than evaluation.
+
+`distance: cosine` is the paper's other distance (section 2.7); cosines lie so close together that their softmax
+wants a larger `scale` than the paper's 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
-from metadist.learners.base import Learner, Meta, Network, plain_meta
-from metadist.learners.gradient import Parameters
-from metadist.tasks import Examples
+from metadist.errors import UserError
+from metadist.learners.metric import Memory, Metric, direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,35 +24,26 @@ class ProtoNetConfig:
     """Prototypical Networks: the nearest class mean in a learned embedding; `tasks.train_ways` may differ."""
 
     kind: Literal["protonet"] = "protonet"
+    #: of a query to a prototype: squared `euclidean`, or 1 − `cosine`
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    #: factor on the distances before the softmax; 1 is the paper's
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise UserError("scale", self.scale, "a number above 0")
 
 
-class Prototypes(NamedTuple):
-    """One point per class [ways, features], with the embedding and support set that they come from."""
-
-    points: Tensor
-    parameters: Parameters
-    support: Examples
-
-
-class ProtoNet(Learner):
+class ProtoNet(Metric):
     """Classification; the base model is an embedding, without a head."""
 
     config_type = ProtoNetConfig
-    embeds = True
+    config: ProtoNetConfig
 
-    def __init__(self, config: ProtoNetConfig, network: Network) -> None:
-        super().__init__(network, eval_steps=0)
-
-    def init(self, generator: Generator) -> Meta:
-        return plain_meta(self.network.fresh(generator))
-
-    def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[Prototypes]:
-        embedded = self.network.support(meta.parameters, support)
-        member = nn.functional.one_hot(support.y, support.ways).to(embedded.dtype)  # [rows, ways]
-        points = member.T @ embedded / member.sum(0)[:, None]
-        yield Prototypes(points, meta.parameters, support)
-
-    def predict(self, adapted: Any, x: Tensor) -> Tensor:
-        embedded = self.network.query(adapted.parameters, adapted.support, x)
-        distance: Tensor = ((embedded[:, None] - adapted.points[None]) ** 2).sum(-1)
-        return -distance
+    def compare(self, memory: Memory, embedded: Tensor) -> Tensor:
+        member = memory.member
+        prototypes = member.T @ memory.embedded / member.sum(0)[:, None]  # [ways, features]
+        if self.config.distance == "cosine":
+            return self.config.scale * (direction(embedded) @ direction(prototypes).T - 1)
+        distance: Tensor = ((embedded[:, None] - prototypes[None]) ** 2).sum(-1)
+        return -self.config.scale * distance

@@ -52,6 +52,9 @@ class BaseModel(ABC, nn.Module):  # in this order, in which `higher` can subclas
     def __init__(self, norm: NormKind, features: int, outputs: int | None) -> None:
         super().__init__()
         self.norm_kind: NormKind = norm
+        #: shape of one example's features before they are flattened: [channels, height, width] of a model that ends
+        #: with feature maps
+        self.feature_shape: tuple[int, ...] = (features,)
         self.head: nn.Module = nn.Identity() if outputs is None else nn.Linear(features, outputs)
 
     @abstractmethod

@@ -28,12 +28,17 @@ class Conv4Config(ModelConfig):
     layers: int = 4
     #: 2×2 max-pooling instead of strides
     pool: bool = True
+    #: how many of the last blocks do not pool (Relation Networks: 2); their feature maps keep their size
+    unpooled: int = 0
     norm: NormKind = "batch"
 
     def __post_init__(self) -> None:
         for name in ("width", "layers"):
             if getattr(self, name) < 1:
                 raise UserError(name, getattr(self, name), "a whole number of at least 1")
+        if not 0 <= self.unpooled <= (self.layers if self.pool else 0):
+            expected = f"0 to layers = {self.layers}" if self.pool else "0, for pool is false"
+            raise UserError("unpooled", self.unpooled, expected)
 
 
 class Conv4(BaseModel):
@@ -48,19 +53,21 @@ class Conv4(BaseModel):
             raise UserError("model.kind", config.kind, f"a model for inputs of shape {list(input_shape)}", "Use mlp.")
         channels, height, width = input_shape
         sides = (height, width)
-        for _ in range(config.layers):
+        poolings = config.layers - config.unpooled
+        for _ in range(poolings):
             sides = tuple(side // 2 if config.pool else (side + 1) // 2 for side in sides)  # type: ignore[assignment]
         if 0 in sides:
             raise UserError(
                 "model.pool",
                 True,
-                f"images of at least {2**config.layers} pixels a side for {config.layers} poolings, "
-                f"these are {height}×{width}",
+                f"images of at least {2**poolings} pixels a side for {poolings} poolings, these are {height}×{width}",
                 "Set model.pool: false, fewer model.layers, or a larger data.size.",
             )
         features = config.width * (sides[0] * sides[1] if config.pool else 1)
         super().__init__(config.norm, features, outputs)
-        self.pool = config.pool
+        if config.pool:
+            self.feature_shape = (config.width, *sides)
+        self.pool, self.poolings = config.pool, poolings
         #: values per example after the first convolution
         self.activations = config.width * height * width
         stride = 1 if config.pool else 2
@@ -73,9 +80,9 @@ class Conv4(BaseModel):
         self.activation = ACTIVATIONS[config.activation]
 
     def features(self, x: Tensor, reference: int | None) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = self.activation(norm(conv(x), reference))
-            if self.pool:
+            if self.pool and block < self.poolings:
                 x = nn.functional.max_pool2d(x, 2)
         return x.flatten(1) if self.pool else x.mean((2, 3))
 

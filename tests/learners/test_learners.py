@@ -23,6 +23,7 @@ from metadist.learners import (
     MetaSgdConfig,
     Network,
     ProtoNetConfig,
+    RelationConfig,
     Reptile,
     ReptileConfig,
     functional_gradients,
@@ -225,7 +226,6 @@ def test_protonet_by_hand(support: Examples, norm: str) -> None:
     prototypes = [(points[k] + points[k + 3]) / 2 for k in range(3)]
     logits = [[-sum((a - b) ** 2 for a, b in zip(e, p, strict=True)).item() for p in prototypes] for e in embed(query)]
     adapted = learner.adapt(meta, support)
-    assert torch.allclose(adapted.points, torch.stack(prototypes), atol=1e-14)
     assert torch.allclose(learner.predict(adapted, query), torch.tensor(logits, dtype=F64), atol=1e-12)
     expected = -sum(row[k] - math.log(sum(map(math.exp, row))) for row, k in zip(logits, y.tolist(), strict=True)) / 4
     loss, outputs, _ = learner.task_loss(meta, Task(support, Examples(query, y, 3)))
@@ -239,7 +239,18 @@ def test_protonet_takes_unbalanced_classes_in_any_order(support: Examples) -> No
     uneven = Examples(support.x, torch.tensor([2, 0, 0, 1, 0, 2]), 3)
     points = torch.func.functional_call(learner.network.module, meta.parameters, (support.x,))
     expected = torch.stack([(points[1] + points[2] + points[4]) / 3, points[3], (points[0] + points[5]) / 2])
-    assert torch.allclose(learner.adapt(meta, uneven).points, expected, atol=1e-14)
+    outputs = learner.predict(learner.adapt(meta, uneven), support.x)
+    assert torch.allclose(outputs, -(torch.cdist(points, expected) ** 2), atol=1e-13)
+
+
+def test_protonet_by_cosines(support: Examples) -> None:
+    learner = make(ProtoNetConfig(distance="cosine", scale=7.0))
+    meta = fresh(learner)
+    points = torch.func.functional_call(learner.network.module, meta.parameters, (support.x,))
+    prototypes = [(points[k] + points[k + 3]) / 2 for k in range(3)]
+    cosines = [[float(e @ p / (e @ e).sqrt() / (p @ p).sqrt()) for p in prototypes] for e in points]
+    outputs = learner.predict(learner.adapt(meta, support), support.x)
+    assert torch.allclose(outputs, 7 * (torch.tensor(cosines, dtype=F64) - 1), atol=1e-13)
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.0])
@@ -319,7 +330,7 @@ def test_adapt_takes_the_evaluation_steps_unless_told(build: Callable[[], Learne
         assert all(torch.equal(adapted.parameters[name], value) for name, value in state.parameters.items())
 
 
-@pytest.mark.parametrize("config", [ProtoNetConfig(), MatchingConfig()])
+@pytest.mark.parametrize("config", [ProtoNetConfig(), MatchingConfig(), RelationConfig()])
 def test_embeddings_have_nothing_to_adapt_step_by_step(support: Examples, config: Any) -> None:
     learner = make(config)
     with torch.no_grad():
@@ -329,12 +340,12 @@ def test_embeddings_have_nothing_to_adapt_step_by_step(support: Examples, config
 
 
 @pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
-@pytest.mark.parametrize("kind", ["maml", "anil", "boil", "metasgd", "reptile", "protonet", "matching"])
+@pytest.mark.parametrize("kind", ["maml", "anil", "boil", "metasgd", "reptile", "protonet", "matching", "relation"])
 def test_predictions_depend_on_other_queries_with_batch_statistics_only(
     kind: str, norm: str, support: Examples
 ) -> None:
     """The transductive setting changes what accuracy means, so it must be the one that was asked for."""
-    configs = {kind: learner_class(kind).config_type() for kind in ("reptile", "protonet", "matching")}
+    configs = {kind: learner_class(kind).config_type() for kind in ("reptile", "protonet", "matching", "relation")}
     configs |= {kind: learner_class(kind).config_type(inner_lr=0.1) for kind in ("maml", "anil", "boil", "metasgd")}
     learner = make(configs[kind], norm)
     meta = fresh(learner)
@@ -388,6 +399,7 @@ def test_learners_without_a_rule_of_their_own_say_so(support: Examples) -> None:
         (MetaSgdConfig, {"inner_steps": 0}, "inner_steps"),
         (MetaSgdConfig, {"eval_steps": -1}, "eval_steps"),
         (MatchingConfig, {"scale": 0.0}, "scale"),
+        (ProtoNetConfig, {"scale": -1.0}, "scale"),
         (ReptileConfig, {"inner_lr": -1.0}, "inner_lr"),
         (ReptileConfig, {"inner_steps": 0}, "inner_steps"),
         (ReptileConfig, {"inner_batch": 0}, "inner_batch"),

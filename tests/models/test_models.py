@@ -27,6 +27,8 @@ def generator(seed: int = 0) -> torch.Generator:
         ({"pool": True}, (1, 28, 28), 64),
         ({"pool": True, "width": 32}, (3, 84, 84), 800),
         ({"pool": True, "width": 8, "layers": 2}, (3, 9, 7), 16),
+        ({"pool": True, "unpooled": 2}, (1, 28, 28), 64 * 7 * 7),
+        ({"pool": True, "width": 8, "layers": 2, "unpooled": 2}, (3, 9, 7), 8 * 9 * 7),
         ({"pool": False, "width": 8, "layers": 6}, (3, 9, 7), 8),
     ],
 )
@@ -194,3 +196,24 @@ def test_only_reference_rows_make_statistics(kind: str, norm: str) -> None:
     assert torch.allclose(model(x, 4)[:5], model(other, 4)[:5], atol=1e-12)
     moved = not torch.allclose(model(x)[:5], model(other)[:5], atol=1e-3)
     assert moved == (norm in ("batch", "support"))
+
+
+def test_feature_maps_have_a_shape() -> None:
+    shape = (3, 9, 7)
+    pooled = Conv4(Conv4Config(width=8, layers=2, unpooled=1), shape, None)
+    assert pooled.feature_shape == (8, 4, 3)
+    assert Conv4(Conv4Config(width=8, pool=False), shape, None).feature_shape == (8,)
+    assert Mlp(MlpConfig(hidden=[7, 6]), shape, 5).feature_shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"unpooled": 5}, "0 to layers = 4"),
+        ({"unpooled": -1}, "0 to layers = 4"),
+        ({"pool": False, "unpooled": 1}, "0,"),
+    ],
+)
+def test_blocks_that_do_not_pool_are_counted(config: dict, expected: str) -> None:
+    with pytest.raises(UserError, match=rf"^unpooled: got .*, expected {expected}"):
+        Conv4Config(**config)

@@ -17,6 +17,7 @@ from metadist.learners import (
     MetaSgdConfig,
     Network,
     ProtoNetConfig,
+    RelationConfig,
     ReptileConfig,
     learner_class,
 )
@@ -48,6 +49,7 @@ LEARNERS = {
     "metasgd-2": MetaSgdConfig(inner_steps=2, inner_lr=0.1),
     "matching": MatchingConfig(),
     "matching-scaled": MatchingConfig(scale=5.0),
+    "relation": RelationConfig(width=3, hidden=4, activation="tanh"),
 }
 EMBEDDINGS = [name for name, config in LEARNERS.items() if learner_class(config.kind).embeds]
 

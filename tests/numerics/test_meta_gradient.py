@@ -14,13 +14,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metadist.learners import AnilConfig, BoilConfig, MatchingConfig, MetaSgdConfig, ProtoNetConfig, ReptileConfig
+from metadist.learners import (
+    AnilConfig,
+    BoilConfig,
+    MatchingConfig,
+    MetaSgdConfig,
+    ProtoNetConfig,
+    RelationConfig,
+    ReptileConfig,
+)
 from metadist.outer import compute_meta_gradient
 from metadist.tasks import Task, take
 
 LEARNERS = ["maml-1", "maml-3", "fomaml-3", "maml-0", "reptile-sgd-batches", "reptile-adam-batches"]
 LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "foboil-2", "metasgd-1", "metasgd-2"]
-LEARNERS += ["matching", "matching-scaled"]
+LEARNERS += ["matching", "matching-scaled", "relation"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 NORMS = ["batch", "support", "layer", "none"]
 KINDS = ["conv", "mlp"]
@@ -111,6 +119,16 @@ def attention_loss(scale: float, support: Tensor, y: Tensor, embedded: Tensor, q
     return total / len(query_y)
 
 
+def relation_loss(theta: Weights, norm: str, support: Tensor, y: Tensor, embedded: Tensor, query_y: Tensor) -> Tensor:
+    """Of features without positions."""
+    blocks = {n.removeprefix("relation.blocks."): v for n, v in theta.items() if n.startswith("relation.blocks.")}
+    classes = [sum(s for s, c in zip(support, y, strict=True) if c == k) for k in range(3)]
+    among, pairs = (torch.stack([torch.cat([c, e]) for e in rows for c in classes]) for rows in (support, embedded))
+    hidden = Net("mlp", norm)(blocks, among, pairs).tanh()
+    scores = (hidden @ theta["relation.head.weight"].T + theta["relation.head.bias"]).reshape(-1, 3)
+    return ((1 / (1 + (-scores).exp()) - nn.functional.one_hot(query_y, 3)) ** 2).mean()
+
+
 def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
     """The outer loss of one task, as a differentiable function of `theta`."""
     (x, y, _), (query_x, query_y, _) = task
@@ -118,6 +136,8 @@ def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
         return prototype_loss(net(theta, x, x), y, net(theta, x, query_x), query_y)
     if isinstance(config, MatchingConfig):
         return attention_loss(config.scale, net(theta, x, x), y, net(theta, x, query_x), query_y)
+    if isinstance(config, RelationConfig):
+        return relation_loss(theta, net.norm, net(theta, x, x), y, net(theta, x, query_x), query_y)
     w = {name: value for name, value in theta.items() if not name.startswith("step_sizes.")}
     for _ in range(config.inner_steps):
         step = grad(cost(net(w, x, x), y), w, graph=True)
@@ -190,7 +210,8 @@ def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strat
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "name", ["maml-1", "maml-3", "maml-3-remat", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled"]
+    "name",
+    ["maml-1", "maml-3", "maml-3-remat", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled", "relation"],
 )
 def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
     """Central differences of the loss along random directions; no derivative is taken of the outer loss."""
@@ -257,6 +278,7 @@ def test_counts_correct_rows(setting: Callable, strategy: str) -> None:
         "boil-2",
         "metasgd-2",
         "matching-scaled",
+        "relation",
     ],
 )
 def test_strategies_agree_with_max_pooling(setting: Callable, name: str, norm: str, flat_areas: bool) -> None:

@@ -138,6 +138,7 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "foboil-2",
         "metasgd-2",
         "matching-scaled",
+        "relation",
     ],
 )
 @pytest.mark.parametrize("pool", [False, True])
