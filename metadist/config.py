@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
 
 from metadist.data import ClassStore, DataConfig, resolve_store
 from metadist.errors import UserError, nearest
@@ -46,7 +47,7 @@ from metadist.models import (
     base_model,
     own_model_config,
 )
-from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups
+from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups, check_patterns
 from metadist.tasks import (
     Episode,
     ImageTasks,
@@ -162,6 +163,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class InitFromConfig:
+    """Meta-parameters that begin as another run left them."""
+
+    #: run folder (its best version on validation), one of its checkpoints, or a safetensors file of parameters by name
+    path: str
+    #: of the tensors there, which a run's own job.yaml names; null takes them as they are
+    sha256: str | None = None
+    #: patterns of names that begin afresh, and are left alone there, for example `head.*`
+    fresh: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise UserError("path", self.path, "a run folder or a safetensors file")
+
+
+@dataclass(frozen=True)
 class TuneConfig:
     """A sweep over the job's fields (`metadist tune`); says nothing about a single run."""
 
@@ -245,6 +262,11 @@ class Job:
     tasks: TasksKind = field(default_factory=ImageTasksConfig)
     model: ModelKind = field(default_factory=Conv4Config)
     learner: LearnerKind = field(default_factory=MamlConfig)
+    #: run or file whose values the meta-parameters start with: a path, or {path, fresh: [pattern, …]} where some of
+    #: them begin afresh; evaluations' random start stays random
+    init_from: str | InitFromConfig | None = None
+    #: patterns of parameters that stay as they start (`convs.*`): neither the adaptation nor training changes them
+    freeze: list[str] = field(default_factory=list)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -271,6 +293,11 @@ class Job:
         if embeds and self.tasks.loss != "cross_entropy":
             expected = f"cross_entropy for learner {self.learner.kind}, which compares classes with each other"
             raise UserError("tasks.loss", self.tasks.loss, expected)
+
+    @property
+    def start(self) -> InitFromConfig | None:
+        """`init_from`, which may be short for its path."""
+        return InitFromConfig(self.init_from) if isinstance(self.init_from, str) else self.init_from
 
     @property
     def warnings(self) -> list[str]:
@@ -519,6 +546,12 @@ def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
         content.pop("data")
     else:
         content["data"]["sha256"] = store.sha256
+    if job.start is None:
+        del content["init_from"]
+    else:
+        content["init_from"] = {"sha256": job.start.sha256, "fresh": job.start.fresh}
+    if not job.freeze:
+        del content["freeze"]
     return content | {"threads": job.resources.threads}
 
 
@@ -604,11 +637,14 @@ def build_model(job: Job, distribution: TaskDistribution, outputs: int | None) -
         raise UserError(place, error.value, error.expected, error.hint) from None
 
 
-def build_experiment(job: Job, run: str) -> Experiment:
+def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = None) -> Experiment:
     """Everything that a step of the job is a function of.
 
+    Args:
+        start: values that the meta-parameters start with, as `init_from` gives them.
+
     Raises:
-        UserError: the data cannot give the job's tasks.
+        UserError: the data cannot give the job's tasks, or patterns match no parameter.
     """
     distribution = build_distribution(job)
     learner = build_learner(job, distribution)
@@ -620,13 +656,18 @@ def build_experiment(job: Job, run: str) -> Experiment:
         chunk=job.tasks.chunk,
         statistics_momentum=job.server.statistics_momentum,
     )
-    experiment = Experiment(distribution, learner, rule, job.tasks.training_episode(), job.seed)
+    episode = job.tasks.training_episode()
+    experiment = Experiment(distribution, learner, rule, episode, job.seed, start or {}, tuple(job.freeze))
     if distribution.has("train"):
         distribution.check("train", experiment.episode)
     for split in ("valid", "test"):
         if distribution.has(split):
             distribution.check(split, evaluation_episode(job))
-    check_groups(job.optimizer, list(experiment.initial().parameters))
+    initial = experiment.initial()
+    check_patterns("freeze", job.freeze, initial.parameters | initial.frozen)
+    if not initial.parameters:
+        raise UserError("freeze", job.freeze, "patterns that leave some parameters to train")
+    check_groups(job.optimizer, list(initial.parameters))
     return experiment
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import ray
 
 from metadist.distributed.store_place import StorePlace
-from metadist.outer import Experiment
+from metadist.outer import Experiment, to_tensors
 
+#: seconds within which start values must arrive
+START_SECONDS = 300.0
 #: called by an actor at named points of its work with (point, version); tests injure actors here
 FaultHook = Callable[[str, int], None]
 
@@ -23,6 +28,7 @@ class Blueprint:
         fault: called at named points of the actor's work; `None` outside of tests.
         run: id of the run, under which the actors' logs are kept.
         store: where the actor's node finds the job's data, which `build` is then given as `store`.
+        start: ref of the values that another run left, as arrays, which `build` is then given as `start`.
     """
 
     build: Callable[..., Experiment]
@@ -31,10 +37,16 @@ class Blueprint:
     fault: FaultHook | None = None
     run: str = "run"
     store: StorePlace | None = None
+    start: Any = None
 
     def experiment(self) -> Experiment:
         """Build the actor's part."""
-        return self.build() if self.store is None else self.build(store=self.store.here())
+        given: dict[str, Any] = {}
+        if self.store is not None:
+            given["store"] = self.store.here()
+        if self.start is not None:
+            given["start"] = to_tensors(ray.get(self.start, timeout=START_SECONDS))
+        return self.build(**given)
 
     def reach(self, point: str, version: int) -> None:
         """The actor's work has come to a named point."""

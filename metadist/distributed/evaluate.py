@@ -14,14 +14,15 @@ from metadist.distributed.run import RunOptions, evaluation_plan, open_run
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
 from metadist.learners import learner_class
-from metadist.outer import StrategyCheck, decode_checkpoint
+from metadist.outer import StrategyCheck
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
 from metadist.training.dispatch import Dispatcher
 from metadist.training.evaluation import evaluate
 from metadist.training.loop import Observer
 from metadist.training.machine import keep_freed_memory, set_threads
-from metadist.training.run_folder import CHECKPOINT, RunFolder, checkpoint_name, checkpoint_version
+from metadist.training.run_folder import CHECKPOINT, RunFolder, checkpoint_version
+from metadist.training.start_values import best_checkpoint, read_frozen
 from metadist.training.work import CheckWork
 
 
@@ -50,13 +51,13 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
     folder, name = _split_location(location)
     folder, job, _ = open_run(folder.location)
     if name is None:
-        name = _best(folder)
+        name = best_checkpoint(folder)
     job = _changed(job, request)
     set_threads(job.resources.threads)
     keep_freed_memory()
     store = config.open_data(job, options.data_progress)
     placed = config.with_store(job, store)
-    experiment = config.build_experiment(placed, "evaluation")
+    experiment = config.build_experiment(placed, "evaluation", read_frozen(folder))
     if not experiment.distribution.has(request.split):
         raise UserError("--split", request.split, f"a split with classes; data.split.{request.split} has none")
     episode = Episode(job.tasks.ways, job.tasks.shots, request.query or job.evaluation.query)
@@ -93,15 +94,6 @@ def _split_location(location: str) -> tuple[RunFolder, str | None]:
         )
     root = location[: -len(f"/checkpoints/{path.name}")] or "."
     return RunFolder(root), f"checkpoints/{path.name}"
-
-
-def _best(folder: RunFolder) -> str:
-    names = folder.checkpoints()
-    if not names:
-        raise UserError(folder.location, "no checkpoint", "a run with at least one checkpoint")
-    last = decode_checkpoint(folder.read(names[-1]), f"{folder.location}/{names[-1]}")
-    best = last.progress.get("best_version")
-    return names[-1] if best is None else checkpoint_name(best)
 
 
 def _changed(job: Job, request: EvaluationRequest) -> Job:

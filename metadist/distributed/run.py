@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import metadist
 from metadist import config
 from metadist.config import Job, check_name
@@ -22,7 +24,7 @@ from metadist.distributed.blueprint import FaultHook
 from metadist.distributed.logs import RunLogs
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
-from metadist.outer import Experiment, OuterState, decode_checkpoint
+from metadist.outer import Experiment, OuterState, decode_checkpoint, start_values
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
 from metadist.tracking import VERSION_TAG, RunEnd, Tracker, open_tracker
@@ -32,6 +34,7 @@ from metadist.training.machine import cpu_name, keep_freed_memory, set_threads
 from metadist.training.recorder import Recorder, scores
 from metadist.training.report import draw_plots, report_page
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
+from metadist.training.start_values import keep_frozen, read_frozen, read_start
 
 DataProgress = Callable[[int, int], None]
 
@@ -76,13 +79,17 @@ def train_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     run = options.run if options.run is not None else f"{job.name}-{stamp}-{secrets.token_hex(2)}"
     folder = RunFolder(f"{os.path.expanduser(job.storage).rstrip('/')}/{run}")
-    job = config.anchored(job)
+    job, start = pinned(config.anchored(job))
     if options.run is not None:
         check_name("--run", run)
         folder.check_free()
         if folder.exists("run.json") and folder.checkpoints():
             return resume_run(folder.location, lambda _: job, display, options)
     prepared = _prepare(job, run, display, options)
+    if job.start is not None:
+        begun = prepared.experiment
+        values = start_values(begun.initial(), start, job.start.fresh, job.start.path)
+        prepared = replace(prepared, experiment=replace(begun, start=values))
     about = {
         "run": run,
         "metadist": metadist.__version__,
@@ -102,6 +109,7 @@ def resume_run(location: str, place: Callable[[Job], Job], display: Observer, op
     folder, job, about = open_run(location)
     changed = place(job)
     prepared = _prepare(changed, about["run"], display, options)
+    prepared = replace(prepared, experiment=replace(prepared.experiment, start=read_frozen(folder)))
     if prepared.sha != about["identity_sha256"]:
         fields = config.changed_fields(about["identity"], prepared.identity)
         raise UserError(
@@ -150,6 +158,14 @@ def open_run(location: str) -> tuple[RunFolder, Job, dict[str, Any]]:
     if not isinstance(about, dict) or not {"run", "identity", "identity_sha256"} <= about.keys():
         raise UserError(f"{location}/run.json", "something else", "a run's description", "The file was changed.")
     return folder, config.parse_job(config.parse_yaml(text, f"{location}/job.yaml")), about
+
+
+def pinned(job: Job) -> tuple[Job, dict[str, Tensor]]:
+    """The job with the very file that it starts from and its sha256, and the tensors that are there."""
+    if job.start is None:
+        return job, {}
+    found = read_start(os.path.expanduser(job.start.path), job.start.sha256)
+    return replace(job, init_from=replace(job.start, path=found.path, sha256=found.sha256)), found.tensors
 
 
 def _prepare(job: Job, run: str, display: Observer, options: RunOptions) -> _Prepared:
@@ -228,6 +244,8 @@ def _run(
             display.say(loss_notice())
         # Only now is there anything to write down: a job that cannot start leaves nothing behind.
         held = _hold(folder, job, resume)
+        if resume is None:
+            keep_frozen(held, prepared.experiment.initial().frozen)
         logs.keep_in(held)
         tracker.start(run, flat_params(config.job_dict(job)), run_tags(), about.get("mlflow_run_id"), lazy=True)
         tracker.text("job.yaml", config.dump_job(job))
@@ -314,7 +332,7 @@ def _summarize(
         state = _tested_state(folder, result.tested)
         drawn = draw_plots(
             prepared.experiment,
-            state.judged,
+            state.judged._replace(frozen=prepared.experiment.initial().frozen),
             recorder.metrics_path,
             tests,
             config.evaluation_episode(prepared.job),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from metadist.config import Job, build_experiment
 from metadist.distributed import logs
 from metadist.distributed.blueprint import Blueprint, FaultHook
 from metadist.errors import UserError
-from metadist.outer import Experiment
+from metadist.outer import Experiment, to_arrays
 from metadist.training.inprocess import InProcessPool, InProcessServer
 from metadist.training.machine import make_deterministic, pick_device
 from metadist.training.seams import ParameterServer, WorkerPool
@@ -46,6 +48,8 @@ def open_runtime(
         yield pool, server
         return
     # Ray is imported late: what runs in process does not need it.
+    import ray
+
     from metadist.distributed.metrics import MeteredServer
     from metadist.distributed.places import check_places
     from metadist.distributed.pool import RayPool
@@ -63,6 +67,7 @@ def open_runtime(
             fault,
             run,
             store_place(job),
+            ray.put(to_arrays(dict(experiment.start))) if experiment.start else None,
         )
         server = MeteredServer(blueprint, resources.timeout)
         pool = RayPool(blueprint, resources.most, resources.cpus_per_worker)
@@ -74,8 +79,8 @@ def open_runtime(
             logs.settle()
 
 
-def _build(job: Job, run: str, store: Path | None = None) -> Experiment:
+def _build(job: Job, run: str, store: Path | None = None, start: Mapping[str, Tensor] | None = None) -> Experiment:
     """In an actor: the job's experiment, with its data where this node has it."""
     if store is not None:
         job = replace(job, data=replace(job.data, source=str(store)))
-    return build_experiment(job, run)
+    return build_experiment(job, run, start)

@@ -6,9 +6,10 @@ groups, `Meta`, which the server holds and every learner's method takes as an ar
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ class Meta(NamedTuple):
     Attributes:
         parameters: get meta-gradients and the outer step.
         statistics: get the mean of what the tasks report, folded in once a step.
-        frozen: never change.
+        frozen: never change. Those that have names of the network's parameters stand in for them.
     """
 
     parameters: Parameters
@@ -85,11 +86,16 @@ class TaskGradient(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """A base model without weights: calls the module with whichever weights it is given."""
+    """A base model without weights: calls the module with whichever weights it is given.
+
+    Attributes:
+        fixed: parameters that every call has beside those that it is given (see `Learner.with_frozen`).
+    """
 
     module: BaseModel
     init: InitName | None
     loss: Loss
+    fixed: Parameters = field(default_factory=dict, compare=False)
 
     def fresh(self, generator: Generator) -> Parameters:
         """New weights."""
@@ -103,22 +109,24 @@ class Network:
 
     def support(self, parameters: Parameters, support: Examples) -> Tensor:
         """Outputs on the support set itself [rows, outputs]."""
-        out: Tensor = torch.func.functional_call(self.module, parameters, (support.x,))
+        out: Tensor = torch.func.functional_call(self.module, self.fixed | parameters, (support.x,))
         return out
 
     def support_features(self, parameters: Parameters, support: Examples) -> Tensor:
         """What the head would see of the support set [rows, features]."""
-        out: Tensor = torch.func.functional_call(self.module, parameters, (support.x,), {"head": False})
+        out: Tensor = torch.func.functional_call(self.module, self.fixed | parameters, (support.x,), {"head": False})
         return out
 
     def head(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Outputs of the head alone [rows, outputs], from the parameters named `head.…`."""
-        own = {name.removeprefix(HEAD): value for name, value in parameters.items() if name.startswith(HEAD)}
+        every = self.fixed | parameters
+        own = {name.removeprefix(HEAD): value for name, value in every.items() if name.startswith(HEAD)}
         out: Tensor = torch.func.functional_call(self.module.head, own, (features,))
         return out
 
     def query(self, parameters: Parameters, support: Examples, x: Tensor) -> Tensor:
         """Outputs on other inputs `x` [rows, outputs], normalised as the model's `norm` says."""
+        parameters = self.fixed | parameters
         if getattr(self.module, "norm_kind", None) != "support":
             out: Tensor = torch.func.functional_call(self.module, parameters, (x,))
             return out
@@ -161,6 +169,17 @@ class Learner(ABC):
     def at(self, step: int) -> Learner:
         """The learner as it trains after `step` outer steps: itself, unless it has a schedule of its own."""
         return self
+
+    def with_frozen(self, frozen: Parameters) -> Learner:
+        """The learner whose network has the `frozen` parameters of `Meta` beside those that it is called with.
+
+        So no learner needs to know that some parameters do not change: it never meets them.
+        """
+        if not frozen:
+            return self
+        learner = copy.copy(self)
+        learner.network = replace(self.network, fixed=self.network.fixed | frozen)
+        return learner
 
     @abstractmethod
     def init(self, generator: Generator) -> Meta:

@@ -29,11 +29,13 @@ class Checkpoint:
         state: the server's state.
         identity: sha of the job's identity; another job's checkpoint is refused.
         progress: what the driver must remember, plain JSON.
+        frozen_sha256: of the meta-parameters that never change and that no checkpoint repeats; empty without any.
     """
 
     state: OuterState
     identity: str
     progress: dict[str, Any]
+    frozen_sha256: str = ""
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -47,7 +49,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
         "identity": checkpoint.identity,
         "params_sha256": meta_sha256(state.meta),
         "progress": checkpoint.progress,
-    }
+    } | ({"frozen_sha256": checkpoint.frozen_sha256} if checkpoint.frozen_sha256 else {})
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "about": json.dumps(about)}
     return safetensors.torch.save(tensors, header | {"content_sha256": _content_sha256(header["about"], tensors)})
 
@@ -99,7 +101,7 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
         optimizer.setdefault(parameter, {})[key] = value
     meta = Meta(groups["parameters"], groups["statistics"], {})
     state = OuterState(about["version"], meta, optimizer, groups["average"])
-    return Checkpoint(state, about["identity"], about["progress"])
+    return Checkpoint(state, about["identity"], about["progress"], about.get("frozen_sha256", ""))
 
 
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from metadist.learners import Learner, Meta
 from metadist.outer.server import OuterRule
+from metadist.outer.start import matches
 from metadist.tasks import Episode, TaskDistribution, generator
 
 
@@ -24,6 +27,8 @@ class Experiment:
     Attributes:
         episode: size of a training task.
         seed: the job's seed, of which training tasks and initial weights are a function.
+        start: values by name that version 0 has in the place of initial weights.
+        freeze: patterns of the names of parameters that never change.
     """
 
     distribution: TaskDistribution
@@ -31,11 +36,20 @@ class Experiment:
     rule: OuterRule
     episode: Episode
     seed: int
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
 
     def initial(self) -> Meta:
         """The meta-parameters at version 0."""
-        return self.learner.init(torch_generator("initial", self.seed))
+        return self._begin("initial", self.start)
 
     def scratch(self) -> Meta:
         """A random start that no training has seen, the baseline of every evaluation."""
-        return self.learner.init(torch_generator("scratch", self.seed))
+        return self._begin("scratch", {})
+
+    def _begin(self, what: str, given: Mapping[str, Tensor]) -> Meta:
+        fresh = self.learner.init(torch_generator(what, self.seed))
+        parameters, statistics, frozen = ({n: given.get(n, v) for n, v in group.items()} for group in fresh)
+        still = {name: value for name, value in parameters.items() if matches(name, self.freeze)}
+        moving = {name: value for name, value in parameters.items() if name not in still}
+        return Meta(moving, statistics, frozen | still)

@@ -49,6 +49,7 @@ def compute_meta_gradient(learner: Learner, meta: Meta, batch: Task, strategy: S
         batch: tasks with a leading task dimension, on the device and in the precision of `meta`.
         strategy: how it is computed; the result is the same up to rounding.
     """
+    learner = learner.with_frozen(meta.frozen)
     count = batch.query.x.shape[0]
     compute = _vectorized if strategy == "vectorized" else _loop
     result = compute(learner, meta, batch)

@@ -76,7 +76,7 @@ def _regression(experiment: Experiment, meta: Meta, index: int, episode: Episode
     task: Task = take(experiment.distribution.batch("test", 0, [index], wide, CPU), 0)
     order = task.query.x[:, 0].argsort()
     x = task.query.x[order]
-    learner = experiment.learner
+    learner = experiment.learner.with_frozen(meta.frozen)
     steps = list(learner.adaptation(meta, task.support, learner.eval_steps))
     chosen = sorted({0, 1, len(steps) - 1} & set(range(len(steps))))
     return {

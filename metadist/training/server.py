@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from metadist.outer import (
     encode_checkpoint,
     meta_sha256,
     publish,
+    tensors_sha256,
 )
 from metadist.training.run_folder import RunFolder, checkpoint_name
 
@@ -47,7 +49,7 @@ class Server:
         if folder is not None and checkpoint is not None:
             state = self._load(folder, checkpoint)
         else:
-            state = OuterState(0, self.experiment.initial(), {})
+            state = OuterState(0, self._initial._replace(frozen={}), {})
         return self.restore(state), state
 
     def restore(self, state: OuterState) -> Published:
@@ -69,7 +71,8 @@ class Server:
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
         """Write the state at a version as its checkpoint; returns the sha256 of the meta-parameters."""
         state = self._at(version)
-        folder.write(checkpoint_name(version), encode_checkpoint(Checkpoint(state, identity, progress)))
+        checkpoint = Checkpoint(state, identity, progress, self._frozen_sha256)
+        folder.write(checkpoint_name(version), encode_checkpoint(checkpoint))
         return meta_sha256(state.meta)
 
     def judged(self, version: int) -> Published:
@@ -80,14 +83,22 @@ class Server:
         """A checkpoint's meta-parameters as validation and tests judge them."""
         return publish(self._load(folder, checkpoint), judged=True)
 
+    @functools.cached_property
+    def _initial(self) -> Meta:
+        return self.experiment.initial()
+
+    @functools.cached_property
+    def _frozen_sha256(self) -> str:
+        return tensors_sha256(self._initial.frozen) if self._initial.frozen else ""
+
     def _at(self, version: int) -> OuterState:
         (state,) = (state for state in self._states if state.version == version)
         return state
 
     def _load(self, folder: RunFolder, checkpoint: str) -> OuterState:
         path = f"{folder.location}/{checkpoint}"
-        state = decode_checkpoint(folder.read(checkpoint), path).state
-        own, other = _shapes(self.experiment.initial()), _shapes(state.meta)
+        read = decode_checkpoint(folder.read(checkpoint), path)
+        own, other = _shapes(self._initial), _shapes(read.state.meta)
         if own != other:
             name = min(name for name in own | other if own.get(name) != other.get(name))
             raise UserError(
@@ -96,7 +107,14 @@ class Server:
                 f"{own.get(name, 'no such tensor')}, as this job's model has it",
                 "The checkpoint is another model's: use the settings that it was trained with.",
             )
-        return state
+        if read.frozen_sha256 != self._frozen_sha256:
+            raise UserError(
+                path,
+                f"a version beside frozen parameters of sha256 {read.frozen_sha256 or 'of none'}",
+                f"the ones of this job, {self._frozen_sha256 or 'none'}",
+                "What a run's `freeze` and `init_from` give must stay as it was.",
+            )
+        return read.state
 
 
 def _shapes(meta: Meta) -> dict[str, str]:

@@ -118,6 +118,8 @@ class Worker:
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
         experiment.learner.network.module.to(device)  # its buffers; weights come with each version
+        #: never change, so that no version brings them
+        self._frozen = {name: value.to(device) for name, value in experiment.initial().frozen.items()}
         self._version: tuple[tuple[int, bool], Meta] | None = None
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
@@ -132,7 +134,7 @@ class Worker:
     def _meta(self, published: Published) -> Meta:
         key = (published.version, published.judged)
         if self._version is None or self._version[0] != key:
-            self._version = (key, to_meta(published, {}, self.device))
+            self._version = (key, to_meta(published, self._frozen, self.device))
         return self._version[1]
 
     def _check(self, work: CheckWork, meta: Meta) -> StrategyCheck:
@@ -177,7 +179,7 @@ class Worker:
         return TaskScores(steps, *(part.cpu().numpy() for part in (losses, correct, predictions, labels)))
 
     def _outputs(self, meta: Meta, batch: Task, work: EvaluationWork) -> tuple[tuple[int, ...], Tensor]:
-        learner = self.experiment.learner
+        learner = self.experiment.learner.with_frozen(meta.frozen)
         wanted = () if work.last_only else judged_steps(work.steps)
         judged: list[int] = []
 
