@@ -29,6 +29,7 @@ from metadist.learners import (
     BoilConfig,
     Learner,
     MamlConfig,
+    MamlPlusPlusConfig,
     MatchingConfig,
     MetaSgdConfig,
     Network,
@@ -231,6 +232,7 @@ ModelKind = Conv4Config | MlpConfig | MnistNetConfig | SimpleCnnConfig | ResNet1
 #: or, by its import path, the settings of a learner in a user's own module
 LearnerKind = (
     MamlConfig
+    | MamlPlusPlusConfig
     | AnilConfig
     | BoilConfig
     | MetaSgdConfig

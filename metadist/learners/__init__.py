@@ -6,6 +6,7 @@ from metadist.learners.boil import Boil, BoilConfig
 from metadist.learners.gradient import functional_gradients, inner_gradient
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
+from metadist.learners.mamlpp import MamlPlusPlus, MamlPlusPlusConfig
 from metadist.learners.matching import MatchingConfig, MatchingNet
 from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
 from metadist.learners.protonet import ProtoNet, ProtoNetConfig
@@ -21,6 +22,8 @@ __all__ = [
     "Learner",
     "Maml",
     "MamlConfig",
+    "MamlPlusPlus",
+    "MamlPlusPlusConfig",
     "MatchingConfig",
     "MatchingNet",
     "Meta",

@@ -10,6 +10,7 @@ from metadist.learners.anil import Anil
 from metadist.learners.base import Learner
 from metadist.learners.boil import Boil
 from metadist.learners.maml import Maml
+from metadist.learners.mamlpp import MamlPlusPlus
 from metadist.learners.matching import MatchingNet
 from metadist.learners.metasgd import MetaSgd
 from metadist.learners.protonet import ProtoNet
@@ -17,7 +18,17 @@ from metadist.learners.relation import RelationNet
 from metadist.learners.reptile import Reptile
 from metadist.models.own import named_class
 
-_OURS: tuple[type[Learner], ...] = (Maml, Anil, Boil, MetaSgd, Reptile, ProtoNet, MatchingNet, RelationNet)
+_OURS: tuple[type[Learner], ...] = (
+    Maml,
+    MamlPlusPlus,
+    Anil,
+    Boil,
+    MetaSgd,
+    Reptile,
+    ProtoNet,
+    MatchingNet,
+    RelationNet,
+)
 #: the project's own, by the `kind` of their settings
 LEARNERS = {learner.config_type.kind: learner for learner in _OURS}
 

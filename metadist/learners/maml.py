@@ -90,11 +90,11 @@ class Maml(Learner):
 
     def _step(self, start: Parameters, support: Examples) -> Callable[[Parameters], Parameters]:
         first_order = self.config.first_order
-        loss = self.support_loss(_detached(start) if first_order else start, support)
+        loss = self.support_loss(detached(start) if first_order else start, support)
 
         def step(weights: Parameters) -> Parameters:
             # At detached weights no graph of the inner gradient is kept: θ' = θ − α · constant.
-            gradient = inner_gradient(loss, _detached(weights) if first_order else weights)
+            gradient = inner_gradient(loss, detached(weights) if first_order else weights)
             return {name: w - self.config.inner_lr * gradient[name] for name, w in weights.items()}
 
         return step
@@ -107,5 +107,6 @@ class Maml(Learner):
         return self.network.query(adapted.parameters, adapted.support, x)
 
 
-def _detached(parameters: Parameters) -> Parameters:
+def detached(parameters: Parameters) -> Parameters:
+    """The same values, of which no derivative is taken."""
     return {name: value.detach() for name, value in parameters.items()}

@@ -6,7 +6,7 @@ from metadist.models.initial import InitName, initial_parameters
 from metadist.models.kinds import MODELS, base_model
 from metadist.models.mlp import Mlp, MlpConfig
 from metadist.models.mnist_net import MnistNet, MnistNetConfig
-from metadist.models.norm import Norm, NormKind
+from metadist.models.norm import Norm, NormKind, record_statistics
 from metadist.models.own import OwnModelConfig, own_model_config
 from metadist.models.resnet12 import ResNet12, ResNet12Config
 from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
@@ -32,4 +32,5 @@ __all__ = [
     "base_model",
     "initial_parameters",
     "own_model_config",
+    "record_statistics",
 ]

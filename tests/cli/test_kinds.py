@@ -58,7 +58,7 @@ def test_a_learner_without_options(metadist: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["learners", "mamml"], "KIND: got 'mamml', expected one of maml, anil"),
+        (["learners", "mamml"], "KIND: got 'mamml', expected one of maml, mamlpp"),
         (["models", "conv"], "Did you mean 'conv4'?"),
         (["learners", "nowhere.Mine"], "No module named 'nowhere'"),
         (["teachers"], "'teachers'"),

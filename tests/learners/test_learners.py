@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metadist import learners
 from metadist.errors import UserError
 from metadist.learners import (
     AnilConfig,
@@ -340,13 +341,15 @@ def test_embeddings_have_nothing_to_adapt_step_by_step(support: Examples, config
 
 
 @pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
-@pytest.mark.parametrize("kind", ["maml", "anil", "boil", "metasgd", "reptile", "protonet", "matching", "relation"])
+@pytest.mark.parametrize("kind", learners.LEARNERS)
 def test_predictions_depend_on_other_queries_with_batch_statistics_only(
     kind: str, norm: str, support: Examples
 ) -> None:
     """The transductive setting changes what accuracy means, so it must be the one that was asked for."""
-    configs = {kind: learner_class(kind).config_type() for kind in ("reptile", "protonet", "matching", "relation")}
-    configs |= {kind: learner_class(kind).config_type(inner_lr=0.1) for kind in ("maml", "anil", "boil", "metasgd")}
+    configs = {kind: learner.config_type() for kind, learner in learners.LEARNERS.items()}
+    configs |= {
+        kind: learner_class(kind).config_type(inner_lr=0.1) for kind in ("maml", "mamlpp", "anil", "boil", "metasgd")
+    }
     learner = make(configs[kind], norm)
     meta = fresh(learner)
     query = torch.randn(5, 4, generator=torch.Generator().manual_seed(5), dtype=F64)

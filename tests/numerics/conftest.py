@@ -12,6 +12,7 @@ from metadist.learners import (
     BoilConfig,
     Learner,
     MamlConfig,
+    MamlPlusPlusConfig,
     MatchingConfig,
     Meta,
     MetaSgdConfig,
@@ -47,6 +48,11 @@ LEARNERS = {
     "foboil-2": BoilConfig(inner_steps=2, inner_lr=0.3, first_order=True),
     "metasgd-1": MetaSgdConfig(inner_steps=1),
     "metasgd-2": MetaSgdConfig(inner_steps=2, inner_lr=0.1),
+    "mamlpp-3": MamlPlusPlusConfig(inner_steps=3, inner_lr=0.2, multi_step_loss_steps=5),
+    "mamlpp-last-loss": MamlPlusPlusConfig(inner_steps=2, inner_lr=0.2),
+    "mamlpp-one-rate": MamlPlusPlusConfig(inner_steps=2, learn_step_sizes=False, multi_step_loss_steps=5),
+    "mamlpp-one-norm": MamlPlusPlusConfig(inner_steps=2, step_norms=False),
+    "fomamlpp-3": MamlPlusPlusConfig(inner_steps=3, inner_lr=0.2, multi_step_loss_steps=5, first_order_until=1),
     "matching": MatchingConfig(),
     "matching-scaled": MatchingConfig(scale=5.0),
     "relation": RelationConfig(width=3, hidden=4, activation="tanh"),
@@ -68,12 +74,12 @@ def build_model(kind: str, norm: str, outputs: int | None, pool: bool = False) -
 def random_meta(learner: Learner, seed: int = 0) -> Meta:
     """Initial weights with every value moved, so that no bias is 0 and no norm's weight is 1."""
     generator = torch.Generator().manual_seed(seed)
-    start = learner.init(generator).parameters
+    start = learner.init(generator)
     moved = {
         name: value.double() + 0.2 * torch.randn(value.shape, generator=generator, dtype=F64)
-        for name, value in start.items()
+        for name, value in start.parameters.items()
     }
-    return Meta(moved, {}, {})
+    return Meta(moved, {name: value.double() for name, value in start.statistics.items()}, {})
 
 
 def random_tasks(shape: tuple[int, ...], loss: str, seed: int = 1) -> Task:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metadist.learners import (
     AnilConfig,
     BoilConfig,
+    MamlPlusPlusConfig,
     MatchingConfig,
     MetaSgdConfig,
     ProtoNetConfig,
@@ -29,6 +30,7 @@ from metadist.tasks import Task, take
 LEARNERS = ["maml-1", "maml-3", "fomaml-3", "maml-0", "reptile-sgd-batches", "reptile-adam-batches"]
 LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "foboil-2", "metasgd-1", "metasgd-2"]
 LEARNERS += ["matching", "matching-scaled", "relation"]
+LEARNERS += ["mamlpp-3", "mamlpp-last-loss", "mamlpp-one-rate", "mamlpp-one-norm", "fomamlpp-3"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 NORMS = ["batch", "support", "layer", "none"]
 KINDS = ["conv", "mlp"]
@@ -138,11 +140,29 @@ def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
         return attention_loss(config.scale, net(theta, x, x), y, net(theta, x, query_x), query_y)
     if isinstance(config, RelationConfig):
         return relation_loss(theta, net.norm, net(theta, x, x), y, net(theta, x, query_x), query_y)
+    if isinstance(config, MamlPlusPlusConfig):
+        return stepwise_loss(net, config, theta, task)
     w = {name: value for name, value in theta.items() if not name.startswith("step_sizes.")}
     for _ in range(config.inner_steps):
         step = grad(cost(net(w, x, x), y), w, graph=True)
         w = {name: value - step_size(config, theta, name) * step[name] for name, value in w.items()}
     return cost(net(w, x, query_x), query_y)
+
+
+def stepwise_loss(net: Net, config: MamlPlusPlusConfig, theta: Weights, task: Task) -> Tensor:
+    """MAML++ before its first outer step: all losses count alike, if those of more than the last step do."""
+    (x, y, _), (query_x, query_y, _) = task
+    fixed = [name for name in theta if config.step_norms and name.startswith("norms.")]
+    w = {name: value for name, value in theta.items() if name not in fixed and not name.startswith("step_sizes.")}
+    losses = []
+    for i in range(config.inner_steps):
+        scales = {name: theta[name][i] for name in fixed}
+        at = leaves(w) if config.first_order_until else w
+        step = grad(cost(net(at | scales, x, x), y), at, graph=not config.first_order_until)
+        rates = {name: theta[f"step_sizes.{name}"][i] if config.learn_step_sizes else config.inner_lr for name in w}
+        w = {name: value - rates[name] * step[name] for name, value in w.items()}
+        losses.append(cost(net(w | scales, x, query_x), query_y))
+    return sum(losses) / len(losses) if config.multi_step_loss_steps else losses[-1]
 
 
 def reptile_weights(net: Net, config: ReptileConfig, theta: Weights, task: Task) -> Weights:
@@ -178,7 +198,8 @@ def reference(net: Net, config: Any, theta: Weights, task: Task) -> tuple[Weight
         loss = cost(net(w, x, query_x), query_y)
         return grad(loss, w), float(loss.detach())
     loss = query_loss(net, config, theta, task)
-    return grad(loss, theta), float(loss.detach())
+    values = torch.autograd.grad(loss, list(theta.values()), materialize_grads=True)
+    return dict(zip(theta, values, strict=True)), float(loss.detach())
 
 
 def flat(gradient: Weights) -> Tensor:
@@ -211,7 +232,8 @@ def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strat
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name",
-    ["maml-1", "maml-3", "maml-3-remat", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled", "relation"],
+    ["maml-1", "maml-3", "maml-3-remat", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled", "relation"]
+    + ["mamlpp-3"],
 )
 def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
     """Central differences of the loss along random directions; no derivative is taken of the outer loss."""

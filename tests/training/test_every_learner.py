@@ -25,13 +25,27 @@ def experiment(kind: str, **changes: Any) -> Experiment:
 
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_stopped_and_resumed_is_uninterrupted(make_run: Callable[..., Any], kind: str) -> None:
-    whole, run = make_run(experiment(kind)), make_run(experiment(kind))
+    assert_resumes(make_run, lambda **changes: experiment(kind, **changes))
+
+
+def test_a_learner_with_statistics_and_a_schedule_resumes(make_run: Callable[..., Any]) -> None:
+    """MAML++ with both: stopped after 4 of 6 steps, its schedule goes on and its statistics are those of the run."""
+    learner = {"kind": "mamlpp", "inner_steps": 2, "step_statistics": "running", "first_order_until": 5}
+    learner |= {"multi_step_loss_steps": 5, "multi_step_loss_stages": 3}
+    model = {"kind": "mlp", "hidden": [6], "norm": "batch"}
+    assert_resumes(make_run, lambda **changes: experiment("mamlpp", learner=learner, model=model, **changes))
+
+
+def assert_resumes(make_run: Callable[..., Any], build: Callable[..., Experiment]) -> None:
+    whole, run = make_run(build()), make_run(build())
     expected = whole.go()
     assert run.go(stop=lambda: len(run.notes.records) == 4).step == 4
     result = run.go(resume=True)
     assert (result.step, result.params_sha256) == (6, expected.params_sha256)
     assert [record.loss for record in run.notes.records] == [record.loss for record in whole.notes.records]
-    assert make_run(experiment(kind, seed=1)).go().params_sha256 != expected.params_sha256
+    judged = [[(at, found.loss) for at, found, _ in each.notes.validations] for each in (run, whole)]
+    assert judged[0] == judged[1]  # statistics that predictions depend on are part of what goes on, too
+    assert make_run(build(seed=1)).go().params_sha256 != expected.params_sha256
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
