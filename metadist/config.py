@@ -122,6 +122,11 @@ class ResourcesConfig:
         return self.workers.max if isinstance(self.workers, WorkersConfig) else self.workers
 
     @property
+    def needed(self) -> int:
+        """The workers that the job cannot start without: all of a fixed number, the fewest of one that may change."""
+        return self.workers.min if isinstance(self.workers, WorkersConfig) else self.workers
+
+    @property
     def threads(self) -> int:
         """CPU threads of every process that touches numbers. These change bits: part of the identity."""
         return max(1, int(self.cpus_per_worker))

@@ -16,7 +16,6 @@ import metadist
 from metadist.config import Job
 from metadist.distributed.diagnosis import Finding
 from metadist.distributed.local_cluster import use_local_cluster
-from metadist.distributed.machine_checks import workers
 from metadist.distributed.session import ray_session
 from metadist.errors import UserError
 from metadist.training.machine import fingerprint
@@ -79,8 +78,8 @@ def ray_and_nodes(address: str | None, job: Job | None) -> Iterator[Finding]:
 
 def _room_for(job: Job | None, found: str, have: Mapping[str, float]) -> Finding:
     if job is not None:
-        cpus = workers(job) * job.resources.cpus_per_worker
-        gpus = workers(job) * job.resources.gpus_per_worker
+        cpus = job.resources.needed * job.resources.cpus_per_worker
+        gpus = job.resources.needed * job.resources.gpus_per_worker
         if cpus > have.get("CPU", 0) or gpus > have.get("GPU", 0):
             advice = f"The job's workers ask for {cpus:g} CPUs and {gpus:g} GPUs: add nodes or lower resources.workers."
             return Finding("Ray", "problem", found, advice)

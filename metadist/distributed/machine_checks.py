@@ -153,7 +153,7 @@ def gpus(job: Job | None, embedded: bool) -> Finding:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
     found = f"torch sees {count}: {', '.join(names)}" if count else "torch sees none"
-    asked = workers(job) * job.resources.gpus_per_worker if job is not None and embedded else 0
+    asked = job.resources.needed * job.resources.gpus_per_worker if job is not None and embedded else 0
     if asked > count:
         advice = "Lower resources.workers or resources.gpus_per_worker, or name a cluster with --address."
         return Finding("GPUs", "problem", f"{found}; the job's workers ask for {asked:g}", advice)
@@ -237,12 +237,6 @@ def shared_memory() -> Finding:
         )
         return Finding("shared memory", "warning", found, advice)
     return Finding("shared memory", "ok", found)
-
-
-def workers(job: Job) -> int:
-    """How many workers a job cannot start without."""
-    resources = job.resources
-    return resources.most if isinstance(resources.workers, int) else resources.least
 
 
 def _room(name: str, place: str) -> Finding:

@@ -90,9 +90,10 @@ class RayPool(WorkerPool):
             if isinstance(error.cause, RayActorError | ObjectLostError) and member.joined:
                 return Voided(name, member.reports.pop(ref))
             raise PoolError(f"worker {name} failed: {error.cause!r}\n{error}") from error
-        except ObjectLostError:
-            return Voided(name, member.reports.pop(ref))
-        except RayError as error:  # the actor died, ran out of memory, or does not answer
+        except RayError as error:
+            if isinstance(error, ObjectLostError) and ref in member.reports:
+                return Voided(name, member.reports.pop(ref))
+            # The actor died, ran out of memory, does not answer, or its answer from before it joined is gone.
             return self._lose(name, member, error)
         if ref is member.lacks:
             member.lacks, member.ready = None, member.actor.ready.remote(self._parcel() if value else None)

@@ -57,8 +57,7 @@ def open_runtime(
     from metadist.distributed.store_place import store_place
 
     cpus = resources.most * resources.cpus_per_worker
-    wanted = resources.most if isinstance(resources.workers, int) else resources.least
-    with ray_session(address, cpus, wanted * resources.gpus_per_worker):
+    with ray_session(address, cpus, resources.needed * resources.gpus_per_worker):
         check_places(job)
         blueprint = Blueprint(
             functools.partial(_build, job, run),

@@ -77,6 +77,8 @@ class RayServer(ParameterServer):
         ray.kill(self._actor)
         self._ordered.clear()
         self._actor = self._actor_class.remote(self._blueprint)
+        if self._state is None:  # it had not been started: it was only to read
+            return None
         published = self._actor.restore.remote(self._state)
         for version, payloads in self._since_state:
             published, _, _ = self._actor.apply.options(num_returns=3).remote(version, False, *payloads)
@@ -87,17 +89,21 @@ class RayServer(ParameterServer):
         return str(self._insist(lambda: self._get(self._actor.save.remote(there, version, identity, progress))))
 
     def read(self, folder: RunFolder, checkpoint: str) -> Ref:
-        published, version = self._actor.read.options(num_returns=2).remote(folder.anchored(), checkpoint)
-        self._get(version)
-        return published
+        there = folder.anchored()
+        return self._published(lambda: self._actor.read.options(num_returns=2).remote(there, checkpoint))
 
     def judged(self, version: int) -> Ref:
-        return self._insist(lambda: self._judged(version))
+        return self._published(lambda: self._actor.judged.options(num_returns=2).remote(version))
 
-    def _judged(self, version: int) -> Ref:
-        published, done = self._actor.judged.options(num_returns=2).remote(version)
-        self._get(done)
-        return published
+    def _published(self, order: Callable[[], tuple[Ref, Ref]]) -> Ref:
+        """The first of a call's two results, once the second says that the call has ended well."""
+
+        def call() -> Ref:
+            published, version = order()
+            self._get(version)
+            return published
+
+        return self._insist(call)
 
     def _insist(self, call: Callable[[], Any]) -> Any:
         """Make a call, with a new server in the place of a lost one, twice at most."""

@@ -54,6 +54,7 @@ class ServerActor:
     def read(self, folder: RunFolder, checkpoint: str) -> tuple[Published, int]:
         """See `Server.read`; also the version, which says that it could be read."""
         published = self._server.read(folder, checkpoint)
+        self._blueprint.reach("read", published.version)
         return published, published.version
 
     def judged(self, version: int) -> tuple[Published, int]:

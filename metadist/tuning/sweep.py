@@ -132,8 +132,7 @@ def _run(
     tracker = SweepTracker(job.tracking, say, record.sweep)
     trial = trial_job(job, {})
     at_once = _at_once(job, trial)
-    r = trial.resources
-    workers = r.most if trial.runtime == "ray" else 1
+    workers, r = _workers(trial), trial.resources
     session = ray_session(options.address, workers * r.cpus_per_worker * at_once, workers * r.gpus_per_worker)
     with tempfile.TemporaryDirectory(prefix="metadist-") as scratch, session:
         check_places(job)
@@ -167,8 +166,12 @@ def _at_once(job: Job, trial: Job) -> int:
     """Trials at a time in an embedded session: as asked for, or as many as this machine has CPUs for."""
     if job.tune.max_concurrent is not None:
         return job.tune.max_concurrent
-    workers = trial.resources.most if trial.runtime == "ray" else 1
-    return max(1, math.floor((os.cpu_count() or 1) / max(0.01, workers * trial.resources.cpus_per_worker)))
+    return max(1, math.floor((os.cpu_count() or 1) / max(0.01, _workers(trial) * trial.resources.cpus_per_worker)))
+
+
+def _workers(trial: Job) -> int:
+    """Processes of a trial that compute: worker actors, or the trial's own."""
+    return trial.resources.most if trial.runtime == "ray" else 1
 
 
 def _hold(folder: RunFolder, job: Job, record: SweepRecord) -> RunFolder:

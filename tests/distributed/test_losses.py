@@ -1,0 +1,80 @@
+"""What is lost in unusual moments: a server that reads, and an answer of a worker that has not joined yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from metadist.distributed.blueprint import Blueprint
+from metadist.testing.contracts import oracle, sha
+from metadist.testing.faults import KillOnce
+from metadist.testing.toys import averaging_experiment
+from metadist.training.run_folder import RunFolder
+from metadist.training.seams import Lost
+from metadist.training.server import Server
+
+
+def test_a_checkpoint_is_read_though_the_server_dies(ray: Any, tmp_path: Path) -> None:
+    """Also where it was never started, as in an evaluation: there is no state to give to the new one."""
+    from metadist.distributed.server import RayServer
+
+    folder = RunFolder(str(tmp_path / "run")).acquire()
+    one = Server(averaging_experiment())
+    one.start(None, None)
+    name = "checkpoints/step-00000000.safetensors"
+    one.save(folder, 0, "", {})
+    fault = KillOnce("read", 0, str(tmp_path / "struck"))
+    server = RayServer(Blueprint(averaging_experiment, 1, fault=fault), deadline=60)
+    try:
+        published = ray.get(server.read(folder, name), timeout=60)
+        assert Path(fault.marker).exists()
+        assert sha(published) == sha(one.read(folder, name))
+        assert sha(ray.get(server.start(None, None), timeout=60)) == sha(one.restore(oracle(averaging_experiment(), 0)))
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("answer", ["lacks_store", "ready"])
+def test_an_answer_that_is_lost_before_a_worker_joins_loses_the_worker(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import ObjectLostError
+
+    from metadist.distributed import pool
+
+    class Actor:
+        """Its calls return refs that say which call they are of."""
+
+        def __getattr__(self, name: str) -> Any:
+            return SimpleNamespace(remote=lambda *_: (name, self))
+
+        @classmethod
+        def remote(cls, *_: Any) -> Actor:
+            return cls()
+
+    made: list[Actor] = []
+
+    def get(ref: tuple[str, Actor], timeout: float) -> Any:
+        name, actor = ref
+        if actor not in made:
+            made.append(actor)
+        if name == answer and actor is made[0]:
+            raise ObjectLostError("0" * 56, None, "")
+        return {"lacks_store": False, "ready": ({}, 1)}[name]
+
+    fake = SimpleNamespace(
+        remote=lambda _: SimpleNamespace(options=lambda **_: Actor),
+        get=get,
+        wait=lambda refs, **_: (refs, []),
+        kill=lambda actor: None,
+    )
+    monkeypatch.setattr(pool, "ray", fake)
+    workers = pool.RayPool(Blueprint(averaging_experiment, 1), 1, cpus=0)
+    (event,) = workers.wait(1)
+    assert isinstance(event, Lost)
+    assert (event.worker, event.tickets) == (0, ())
+    (joined,) = workers.wait(1)
+    assert joined.worker == 1
