@@ -29,6 +29,7 @@ from metadist.tasks import Task, take
 
 LEARNERS = ["maml-1", "maml-3", "fomaml-3", "maml-0", "reptile-sgd-batches", "reptile-adam-batches"]
 LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "foboil-2", "metasgd-1", "metasgd-2"]
+EMBEDDINGS = ["protonet", "matching-scaled", "relation"]
 LEARNERS += ["matching", "matching-scaled", "relation"]
 LEARNERS += ["mamlpp-3", "mamlpp-last-loss", "mamlpp-one-rate", "mamlpp-one-norm", "fomamlpp-3"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
@@ -232,8 +233,7 @@ def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strat
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name",
-    ["maml-1", "maml-3", "maml-3-remat", "protonet", "anil-3", "boil-2", "metasgd-2", "matching-scaled", "relation"]
-    + ["mamlpp-3"],
+    ["maml-1", "maml-3", "maml-3-remat", "anil-3", "boil-2", "metasgd-2", "mamlpp-3", *EMBEDDINGS],
 )
 def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
     """Central differences of the loss along random directions; no derivative is taken of the outer loss."""
