@@ -19,6 +19,29 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
+#: they start clusters of `cluster/local.sh`, of which there is to be one at a time
+CLUSTERS = ("tests/cluster/test_local.py", "tests/cluster/test_nodes.py", "tests/cli/test_submit.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where the tests are shared out over processes (`make test`): a file stays together, for its fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "clusters" if file in CLUSTERS else file
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shared out, the files that take longest go first, for the processes to end together: those that start nodes."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: {"ray", "cluster", "user"}.isdisjoint(item.fixturenames))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared stores and tracking of tests stay out of the user's own places; one torch thread; Ctrl-C is heard."""

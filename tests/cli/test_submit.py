@@ -109,8 +109,9 @@ def test_a_cluster_that_lacks_metadist(user: User) -> None:
     assert "· the cluster lacks a Python package" in err
 
 
+@pytest.mark.slow
 def test_stop_and_go_on(user: User) -> None:
-    long = ("submit", "job.yaml", *user.shared, "--name", "long", "--json")
+    long = ("submit", "job.yaml", *user.shared, "--set", "resources.workers=1", "--name", "long", "--json")
     code, out, err = user.types(*long, "--no-follow", "--", "--steps", "1000000")
     assert code == 0, err
     submitted = json.loads(out)

@@ -102,6 +102,7 @@ def test_killed_and_gone_on_with(
         assert [step for step, _ in history["valid/loss"]] == [100, 200, 300]
 
 
+@pytest.mark.slow
 def test_interrupted_at_the_keyboard(
     driver: subprocess.Popen[bytes], tmp_path: Path, await_record: Callable[..., Any], runs: Any
 ) -> None:
