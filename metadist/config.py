@@ -27,6 +27,7 @@ from metadist.learners import (
     LEARNERS,
     AnilConfig,
     BoilConfig,
+    FinetuneConfig,
     Learner,
     MamlConfig,
     MamlPlusPlusConfig,
@@ -245,6 +246,7 @@ LearnerKind = (
     | ProtoNetConfig
     | MatchingConfig
     | RelationConfig
+    | FinetuneConfig
 )
 
 #: learners without a head, in words
@@ -259,7 +261,7 @@ class Job:
     name: str = "job"
     #: what initial weights and training tasks are a function of
     seed: int = 0
-    #: outer steps
+    #: outer steps; 0 judges what the job starts from
     steps: int = 1000
     #: `ray` for worker actors, `inprocess` for one process without Ray; the same bits
     runtime: Literal["ray", "inprocess"] = "ray"
@@ -283,11 +285,15 @@ class Job:
     tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
-        _at_least(self, seed=0, steps=1)
+        _at_least(self, seed=0, steps=0)
         check_name("name", self.name)
         if not self.storage.strip() or self.storage.endswith("://"):
             raise UserError("storage", self.storage, "a folder or a URI", "For example runs.")
-        embeds, train_ways = learner_class(self.learner.kind).embeds, self.tasks.train_ways
+        kind = learner_class(self.learner.kind)
+        if self.steps and not kind.meta_trains:
+            hint = "Give the run to start from as init_from, and set steps: 0."
+            raise UserError("steps", self.steps, f"0 for learner {self.learner.kind}, which has nothing to train", hint)
+        embeds, train_ways = kind.embeds, self.tasks.train_ways
         if train_ways not in (None, self.tasks.ways) and not embeds:
             raise UserError(
                 "tasks.train_ways",

@@ -3,6 +3,7 @@
 from metadist.learners.anil import Anil, AnilConfig
 from metadist.learners.base import Learner, Meta, Network, Outcome, TaskGradient, plain_meta
 from metadist.learners.boil import Boil, BoilConfig
+from metadist.learners.finetune import Finetune, FinetuneConfig
 from metadist.learners.gradient import functional_gradients, inner_gradient
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
@@ -19,6 +20,8 @@ __all__ = [
     "AnilConfig",
     "Boil",
     "BoilConfig",
+    "Finetune",
+    "FinetuneConfig",
     "Learner",
     "Maml",
     "MamlConfig",

@@ -157,6 +157,8 @@ class Learner(ABC):
     #: Whether `task_gradient` is the learner's own rule. Otherwise the meta-gradient is the derivative
     #: of `task_loss`, and no method but that one is called in training.
     own_gradient = False
+    #: Whether there is anything to meta-train; without, a job takes 0 steps and judges what it starts from.
+    meta_trains = True
     #: Whether the base model is an embedding, without a head. Such a learner classifies by comparing with the
     #: support set, so that training may have other ways than evaluation.
     embeds = False

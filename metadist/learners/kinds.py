@@ -9,6 +9,7 @@ from metadist.errors import UserError
 from metadist.learners.anil import Anil
 from metadist.learners.base import Learner
 from metadist.learners.boil import Boil
+from metadist.learners.finetune import Finetune
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
 from metadist.learners.matching import MatchingNet
@@ -28,6 +29,7 @@ _OURS: tuple[type[Learner], ...] = (
     ProtoNet,
     MatchingNet,
     RelationNet,
+    Finetune,
 )
 #: the project's own, by the `kind` of their settings
 LEARNERS = {learner.config_type.kind: learner for learner in _OURS}

@@ -2,6 +2,7 @@
 
 from metadist.models.base import BaseModel, ModelConfig
 from metadist.models.conv4 import Conv4, Conv4Config
+from metadist.models.cosine import CosineHead, cosine_headed
 from metadist.models.initial import InitName, initial_parameters
 from metadist.models.kinds import MODELS, base_model
 from metadist.models.mlp import Mlp, MlpConfig
@@ -16,6 +17,7 @@ __all__ = [
     "BaseModel",
     "Conv4",
     "Conv4Config",
+    "CosineHead",
     "InitName",
     "Mlp",
     "MlpConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "SimpleCnn",
     "SimpleCnnConfig",
     "base_model",
+    "cosine_headed",
     "initial_parameters",
     "own_model_config",
     "record_statistics",

@@ -61,7 +61,7 @@ SETTINGS = [
     (["data.split.train=true"], "data.split.train", "True", "a whole number"),
     (["bogus=" + "x" * 5000], "bogus", "\"'xxx", "one of the keys"),
     # values
-    (["steps=0"], "steps", "0", "at least 1"),
+    (["steps=-1"], "steps", "-1", "at least 0"),
     (["seed=-1"], "seed", "-1", "at least 0"),
     (["learner.inner_lr=0"], "learner.inner_lr", "0", "above 0"),
     (["tasks.ways=-2"], "tasks.ways", "-2", "at least 1"),
@@ -137,7 +137,7 @@ def test_setting(
 
 # (options beside the job, field, value, expected)
 OPTIONS = [
-    (["--steps", "-1"], "steps", "-1", "at least 1"),
+    (["--steps", "-1"], "steps", "-1", "at least 0"),
     (["--workers", "0"], "resources.workers", "0", "at least 1"),
     (["--stop-after", "0"], "--stop-after", "0", "at least 1"),
     (["--name", ".hidden"], "name", "'.hidden'", "does not begin with '.'"),
