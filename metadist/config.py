@@ -42,10 +42,13 @@ from metadist.learners import (
 from metadist.models import (
     BaseModel,
     Conv4Config,
+    GruConfig,
+    LstmConfig,
     MlpConfig,
     MnistNetConfig,
     ResNet12Config,
     SimpleCnnConfig,
+    TransformerConfig,
     base_model,
     own_model_config,
 )
@@ -234,7 +237,16 @@ TasksKind = (
     | MixtureTasksConfig
 )
 #: or, by its import path, a module of a user's own
-ModelKind = Conv4Config | MlpConfig | MnistNetConfig | SimpleCnnConfig | ResNet12Config
+ModelKind = (
+    Conv4Config
+    | MlpConfig
+    | MnistNetConfig
+    | SimpleCnnConfig
+    | ResNet12Config
+    | LstmConfig
+    | GruConfig
+    | TransformerConfig
+)
 #: or, by its import path, the settings of a learner in a user's own module
 LearnerKind = (
     MamlConfig

@@ -9,8 +9,10 @@ from metadist.models.mlp import Mlp, MlpConfig
 from metadist.models.mnist_net import MnistNet, MnistNetConfig
 from metadist.models.norm import Norm, NormKind, record_statistics
 from metadist.models.own import OwnModelConfig, own_model_config
+from metadist.models.recurrent import Gru, GruConfig, Lstm, LstmConfig
 from metadist.models.resnet12 import ResNet12, ResNet12Config
 from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
+from metadist.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "MODELS",
@@ -18,7 +20,11 @@ __all__ = [
     "Conv4",
     "Conv4Config",
     "CosineHead",
+    "Gru",
+    "GruConfig",
     "InitName",
+    "Lstm",
+    "LstmConfig",
     "Mlp",
     "MlpConfig",
     "MnistNet",
@@ -31,6 +37,8 @@ __all__ = [
     "ResNet12Config",
     "SimpleCnn",
     "SimpleCnnConfig",
+    "Transformer",
+    "TransformerConfig",
     "base_model",
     "cosine_headed",
     "initial_parameters",

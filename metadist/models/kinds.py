@@ -10,8 +10,10 @@ from metadist.models.conv4 import Conv4, Conv4Config
 from metadist.models.mlp import Mlp, MlpConfig
 from metadist.models.mnist_net import MnistNet, MnistNetConfig
 from metadist.models.own import OwnModelConfig, own_model
+from metadist.models.recurrent import Gru, GruConfig, Lstm, LstmConfig
 from metadist.models.resnet12 import ResNet12, ResNet12Config
 from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
+from metadist.models.transformer import Transformer, TransformerConfig
 
 #: what makes a model of its settings, the shape of an input, and the number of outputs (`None`: no head)
 MODELS: dict[type[Any], Callable[[Any, tuple[int, ...], int | None], BaseModel]] = {
@@ -20,6 +22,9 @@ MODELS: dict[type[Any], Callable[[Any, tuple[int, ...], int | None], BaseModel]]
     MnistNetConfig: MnistNet,
     SimpleCnnConfig: SimpleCnn,
     ResNet12Config: ResNet12,
+    LstmConfig: Lstm,
+    GruConfig: Gru,
+    TransformerConfig: Transformer,
 }
 
 

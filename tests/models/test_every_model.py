@@ -14,11 +14,14 @@ from metadist.models import (
     MODELS,
     BaseModel,
     Conv4Config,
+    GruConfig,
+    LstmConfig,
     MlpConfig,
     MnistNetConfig,
     ModelConfig,
     ResNet12Config,
     SimpleCnnConfig,
+    TransformerConfig,
 )
 from metadist.outer import check_strategy, compute_meta_gradient
 from metadist.outer.strategy import relative_difference
@@ -34,6 +37,10 @@ SMALL: dict[str, tuple[ModelConfig, tuple[int, ...]]] = {
     "mnist_net": (MnistNetConfig(filters=[3, 4], hidden=5), (2, 8, 7)),
     "simple_cnn": (SimpleCnnConfig(), (1, 16, 17)),
     "resnet12": (ResNet12Config(widths=[3, 4, 5, 6]), (2, 16, 18)),
+    "lstm": (LstmConfig(width=5, layers=2), (1, 4, 6)),
+    "gru": (GruConfig(width=5, readout="mean"), (5, 2)),
+    "transformer": (TransformerConfig(width=6, heads=2, hidden=5), (5, 2)),
+    "transformer-cls": (TransformerConfig(width=4, heads=1, layers=1, positions="sinusoidal", readout="cls"), (6,)),
 }
 NORMS = ["batch", "support", "layer", "none"]
 

@@ -18,6 +18,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "mnist_net": {"filters": [3, 4], "hidden": 5},
     "simple_cnn": {},
     "resnet12": {"widths": [2, 3, 4, 5]},
+    "lstm": {"width": 4},
+    "gru": {"width": 4, "layers": 2},
+    "transformer": {"width": 4, "heads": 2, "hidden": 5},
 }
 
 
