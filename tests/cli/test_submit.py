@@ -69,7 +69,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     nodes = user.environment | {"PYTHON": sys.executable, "PYTHONPATH": str(user.home / "lacking")}
     blind = [sys.executable, "-c", "import metadist"]
     assert subprocess.run(blind, env=nodes, cwd=user.home, capture_output=True, timeout=60).returncode == 1
-    local: dict[str, Any] = {"env": nodes, "capture_output": True, "text": True, "timeout": 180}
+    local: dict[str, Any] = {"env": nodes, "capture_output": True, "text": True, "timeout": 400}
     up = subprocess.run([LOCAL, "up", "2", "--object-store-mb", "100"], **local)
     assert up.returncode == 0, up.stderr
     try:

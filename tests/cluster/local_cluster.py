@@ -35,7 +35,7 @@ class Local:
 
     def sh(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = self.environment | environment
-        return subprocess.run([LOCAL, *arguments], env=variables, capture_output=True, text=True, timeout=180)
+        return subprocess.run([LOCAL, *arguments], env=variables, capture_output=True, text=True, timeout=400)
 
     def run(self, program: str, *arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
         """A driver of its own, because this process may have a Ray session already."""

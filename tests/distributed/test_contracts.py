@@ -10,6 +10,9 @@ from metadist.distributed.blueprint import Blueprint
 from metadist.testing.contracts import ParameterServerContract, Runtime, WorkerPoolContract
 from metadist.testing.toys import averaging_experiment
 
+#: seconds that a worker may take to start in, also on a busy machine
+DEADLINE = 180.0
+
 
 class OnRay:
     @pytest.fixture
@@ -20,10 +23,11 @@ class OnRay:
         blueprint = Blueprint(averaging_experiment, 1)
         return Runtime(
             averaging_experiment(),
-            server=lambda: RayServer(blueprint, deadline=60),
+            server=lambda: RayServer(blueprint, deadline=DEADLINE),
             pool=lambda workers: RayPool(blueprint, workers, cpus=1),
             put=ray.put,
-            get=lambda ref: ray.get(ref, timeout=60),
+            get=lambda ref: ray.get(ref, timeout=DEADLINE),
+            timeout=DEADLINE,
         )
 
 
