@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from local_cluster import ROOT, Local
+from test_same_bits import STEPS, job, short
 
-from metadist.config import load_job
 from metadist.distributed.run import RunOptions, train_job
 from metadist.testing.observers import Notes
-
-STEPS = 12
 
 #: drives a run as `metadist train` does; kills a node after a named step, and adds one when the loss was noticed
 DRIVER = """
@@ -44,18 +42,6 @@ print(json.dumps({"summary": summary, "said": notes.said}))
 """
 
 
-def overrides(tmp_path: Path) -> list[str]:
-    return [
-        f"steps={STEPS}",
-        "model.width=8",
-        "optimizer.average=0.5",
-        "checkpoint.every=5",
-        "evaluation.test_tasks=16",
-        "tracking.uri=none",
-        f"storage={tmp_path}",
-    ]
-
-
 def drive(cluster: Local, *settings: str, killed: int = 0) -> subprocess.CompletedProcess[str]:
     return cluster.run(DRIVER, str(killed), str(ROOT / "jobs" / "quickstart.yaml"), *settings, timeout=240)
 
@@ -67,10 +53,8 @@ def caches(cluster: Local, node: int) -> list[str]:
 
 def test_a_run_outlives_its_nodes(cluster: Local, tmp_path: Path) -> None:
     """The sha is the in-process runtime's, though a node dies, and another one joins."""
-    settings = overrides(tmp_path)
-    oracle = train_job(
-        load_job(str(ROOT / "jobs" / "quickstart.yaml"), [*settings, "runtime=inprocess"]), Notes(), RunOptions()
-    )
+    settings = short(tmp_path)
+    oracle = train_job(job(tmp_path, "runtime=inprocess"), Notes(), RunOptions())
     both = "resources.workers={min: 2, max: 2}"  # the nodes have one CPU each: without the second it waits
     done = drive(cluster, *settings, both, "resources.shared_storage=true", killed=4)
     assert done.returncode == 0, done.stderr
@@ -89,7 +73,7 @@ def test_a_run_outlives_its_nodes(cluster: Local, tmp_path: Path) -> None:
 
 
 def test_a_nodes_own_disk_is_no_storage_for_a_cluster(cluster: Local, tmp_path: Path) -> None:
-    refused = drive(cluster, *overrides(tmp_path))
+    refused = drive(cluster, *short(tmp_path))
     assert refused.returncode == 1
     assert "storage: got" in refused.stderr
     assert "--shared-storage" in refused.stderr

@@ -16,20 +16,21 @@ REPOSITORY = Path(__file__).parent.parent.parent
 STEPS = 12
 
 
+def short(tmp_path: Path) -> list[str]:
+    """What makes the quickstart's job short; its two workers stay."""
+    return [
+        f"steps={STEPS}",
+        "model.width=8",
+        "optimizer.average=0.5",
+        "checkpoint.every=5",
+        "evaluation.test_tasks=16",
+        "tracking.uri=none",
+        f"storage={tmp_path}",
+    ]
+
+
 def job(tmp_path: Path, *overrides: str) -> Job:
-    return load_job(
-        str(REPOSITORY / "jobs" / "quickstart.yaml"),
-        [
-            f"steps={STEPS}",
-            "model.width=8",
-            "optimizer.average=0.5",
-            "checkpoint.every=5",
-            "evaluation.test_tasks=16",
-            "tracking.uri=none",
-            f"storage={tmp_path}",
-            *overrides,
-        ],
-    )
+    return load_job(str(REPOSITORY / "jobs" / "quickstart.yaml"), [*short(tmp_path), *overrides])
 
 
 def run(tmp_path: Path, *overrides: str, **options: Any) -> tuple[dict[str, Any], Notes]:
@@ -49,7 +50,7 @@ def assert_same(summary: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert summary["test"] == undisturbed["test"]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])  # two are what each run with a fault has
 def test_any_number_of_workers(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], workers: int) -> None:
     assert_same(run(tmp_path, f"resources.workers={workers}")[0], undisturbed)
 
