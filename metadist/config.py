@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -225,6 +225,8 @@ class TuneConfig:
             raise UserError("reduction", self.reduction, "a number above 1")
 
 
+Section = TypeVar("Section")
+
 #: bytes of a job's name: file systems take 255, of which a run's time and number need some
 MAX_NAME = 200
 
@@ -401,6 +403,14 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
     Raises:
         UserError: the file cannot be read or is no valid job.
     """
+    content = read_mapping(path)
+    for override in overrides:
+        set_value(content, override)
+    return parse_job(content)
+
+
+def read_mapping(path: str) -> dict[str, Any]:
+    """The content of a job file, or of another YAML file with keys at its top; nothing in it is checked."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -409,9 +419,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
     content = parse_yaml(text, path)
     if not isinstance(content, dict):
         raise UserError(path, _short(content), "a mapping of a job's keys (name, steps, data, …)")
-    for override in overrides:
-        set_value(content, override)
-    return parse_job(content)
+    return content
 
 
 def set_value(content: dict[str, Any], override: str) -> None:
@@ -433,6 +441,12 @@ def parse_job(content: Mapping[str, Any]) -> Job:
     """A checked job from plain data."""
     job: Job = _parse(Job, content, "")
     return job
+
+
+def parse_section(kind: type[Section], content: Any, path: str) -> Section:
+    """A frozen dataclass of settings from plain data, checked as a job is; `path` is its dotted place."""
+    section: Section = _parse(kind, content, path)
+    return section
 
 
 def _parse(kind: Any, content: Any, path: str) -> Any:
@@ -467,6 +481,8 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
     if isinstance(value, Mapping) and not dataclasses.is_dataclass(members[0]):  # a section in place of a number
         for section in filter(dataclasses.is_dataclass, members):
             return _parse(section, value, place)
+    if dataclasses.is_dataclass(members[0]) and types.NoneType in members:
+        return None if value is None else _parse(members[0], value, place)
     if dataclasses.is_dataclass(members[0]):
         if hint in _OWN and isinstance(value, Mapping) and "." in str(value.get("kind")):
             return _parse_own(_OWN[hint](str(value["kind"])), value, place)
@@ -560,12 +576,14 @@ def dump_job(job: Job) -> str:
 
 #: sections that say where a job runs and what it is called, not what it computes
 PLACEMENT = ("name", "runtime", "storage", "resources", "tracking", "tune")
+#: keys of `data` that say where the images come from; what they are is in the store's sha
+DATA_PLACEMENT = ("source", "cache", "skip_bad")
 
 
 def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
     """What a run's results are a function of: the job without its placement, the data's content, threads."""
     content = {key: value for key, value in job_dict(job).items() if key not in PLACEMENT}
-    for key in ("source", "cache", "skip_bad"):
+    for key in DATA_PLACEMENT:
         content["data"].pop(key)
     if store is None:
         content.pop("data")
@@ -583,6 +601,13 @@ def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
 def identity_sha256(content: Mapping[str, Any]) -> str:
     """The sha of an identity."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def content_sha256(content: Mapping[str, Any]) -> str:
+    """The sha of what a valid job file says to compute: without placement, the place of its data, and its seed."""
+    said = {key: value for key, value in content.items() if key not in (*PLACEMENT, "seed")}
+    data = {key: value for key, value in said.pop("data", {}).items() if key not in DATA_PLACEMENT}
+    return identity_sha256(said | ({"data": data} if data else {}))
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

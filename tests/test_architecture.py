@@ -32,6 +32,7 @@ ALLOWED |= {
     "serving": CORE,
     "distributed": CORE | {"config", "training"},
     "bench": CORE | {"config", "training"},
+    "paper": CORE | {"config", "training"},
     "testing": CORE | {"training"},
 }
 ALLOWED["tuning"] = ALLOWED["distributed"] | {"distributed"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.table import Table
 from metadist.cli.data import image_progress
 from metadist.cli.display import Display
 from metadist.cli.train import json_line, show_evaluations
+from metadist.training.comparison import dump_scores
+from metadist.training.run_folder import RunFolder
 
 
 class SplitName(StrEnum):
@@ -34,6 +37,7 @@ def evaluate_command(
     overrides: list[str] = typer.Option([], "--set", help="dotted.key=value of the job; may be repeated."),
     workers: int | None = typer.Option(None, min=1, help="Worker actors."),
     address: str | None = typer.Option(None, help="A Ray cluster's address; an embedded Ray without it."),
+    scores: Path | None = typer.Option(None, help="File to write the scores of each task to, for `metadist compare`."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of stdout."),
 ) -> None:
     """Judge a trained run on tasks of unseen classes."""
@@ -44,6 +48,9 @@ def evaluate_command(
     request = EvaluationRequest(split.value, tasks, ways, shots, query, steps, norm, data, every)
     with Display(0, 0) as display, image_progress() as progress:
         result = evaluate_run(run, request, display, RunOptions(address, data_progress=progress))
+    found = result.pop("scores")
+    if scores is not None:
+        RunFolder(str(scores.parent)).write(scores.name, dump_scores([found]))
     figures = result[split.value]
     show_evaluations([figures])
     console = Console(stderr=True, highlight=False)

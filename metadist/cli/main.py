@@ -26,12 +26,14 @@ def _root(
 def _app() -> typer.Typer:
     # The commands import torch, which takes a second in which Ctrl-C must be handled too.
     from metadist.cli.bench import app as bench_app
+    from metadist.cli.compare import compare_command
     from metadist.cli.data import app as data_app
     from metadist.cli.doctor import doctor_command
     from metadist.cli.evaluate import evaluate_command
     from metadist.cli.jobs import app as jobs_app
     from metadist.cli.keys import keys_command
     from metadist.cli.kinds import list_command
+    from metadist.cli.reproduce import reproduce_command
     from metadist.cli.runs import app as runs_app
     from metadist.cli.submit import submit_command
     from metadist.cli.train import train_command
@@ -49,6 +51,8 @@ def _app() -> typer.Typer:
     app.command("train")(train_command)
     app.command("tune")(tune_command)
     app.command("evaluate")(evaluate_command)
+    app.command("compare")(compare_command)
+    app.command("reproduce")(reproduce_command)
     app.command("submit")(submit_command)
     app.command("ui")(ui_command)
     app.command("keys")(keys_command)

@@ -113,6 +113,21 @@ def _location(run: str, storage: str) -> str | None:
     return next((place.rstrip("/") for place in places if RunFolder(place).exists()), None)
 
 
+def find_run(run: str, storage: str, tracking: str | None) -> str:
+    """The location of a run's folder, from whatever names the run.
+
+    Raises:
+        UserError: there is no such run, or its folder is not here.
+    """
+    location = _location(run, storage)
+    if location is not None:
+        return location
+    row = _stored(run, storage, tracking)
+    if row.location is None:
+        raise UserError("RUN", run, "a run whose folder is here", "Only MLflow knows of it.")
+    return row.location
+
+
 def _stored(run: str, storage: str, tracking: str | None) -> RunRow:
     rows = _rows(storage, tracking)
     found = next(

@@ -17,6 +17,7 @@ from metadist.learners import learner_class
 from metadist.outer import StrategyCheck
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
+from metadist.training.comparison import task_set
 from metadist.training.dispatch import Dispatcher
 from metadist.training.evaluation import evaluate
 from metadist.training.loop import Observer
@@ -47,7 +48,11 @@ class EvaluationRequest:
 
 
 def evaluate_run(location: str, request: EvaluationRequest, display: Observer, options: RunOptions) -> dict[str, Any]:
-    """Judge a run's best version on validation, or the checkpoint that `location` names; returns the figures."""
+    """Judge a run's best version on validation, or the checkpoint that `location` names.
+
+    Returns:
+        The figures, and as `scores` those of single tasks (a `TaskSet`).
+    """
     folder, name = _split_location(location)
     folder, job, _ = open_run(folder.location)
     if name is None:
@@ -78,6 +83,7 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
         "data": request.data or job.data.source if store is not None else None,
         "data_sha256": store.sha256 if store is not None else None,
         request.split: result.as_dict(),
+        "scores": task_set(result, config.identity(job, store)),
     }
 
 

@@ -28,6 +28,7 @@ from metadist.outer import Experiment, OuterState, decode_checkpoint, start_valu
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
 from metadist.tracking import VERSION_TAG, RunEnd, Tracker, open_tracker
+from metadist.training.comparison import SCORES, dump_scores, task_set
 from metadist.training.evaluation import EvaluationPlan
 from metadist.training.loop import Observer, TrainPlan, TrainResult, train
 from metadist.training.machine import cpu_name, keep_freed_memory, set_threads
@@ -314,6 +315,7 @@ def _summarize(
         "params_sha256": result.params_sha256,
         "tasks_per_second": round(result.tasks_per_second, 2),
         "train_seconds": round(result.train_seconds, 2),
+        "compute_seconds": round(result.compute_seconds, 2),
         "strategy": result.strategy.strategy,
         "norm": prepared.job.model.norm,
         "worker_losses": result.worker_losses,
@@ -344,6 +346,8 @@ def _summarize(
         page = report_page(prepared.run, summary, tests, drawn)
         folder.write("report.md", page.encode())
         tracker.text("report.md", page)
+        folder.write(SCORES, dump_scores([task_set(test, prepared.identity) for test in tests.values()]))
+        tracker.text(SCORES, folder.read(SCORES).decode())
         checkpoint = scratch / Path(checkpoint_name(result.tested)).name
         checkpoint.write_bytes(folder.read(checkpoint_name(result.tested)))
         tracker.artifact(str(checkpoint), "checkpoints")

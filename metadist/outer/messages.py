@@ -62,7 +62,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """A chunk's scalars, for the driver: sums over its tasks (see `MetaGradient`), and its time in seconds."""
+    """A chunk's scalars, for the driver: sums over its tasks (see `MetaGradient`), and its processor seconds."""
 
     key: ChunkKey
     tasks: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,8 @@ class Evaluation:
         from_scratch: the same as `accuracy` (`loss` for regression) for a random start on the same tasks.
         precision, recall, f1: macro averages over ways, of all query rows together.
         confusion: query rows by true way (row) and predicted way (column).
+        per_task: correct query rows of each task after the last step; for regression, its loss.
+        from_scratch_per_task: the same for the random start.
     """
 
     name: str
@@ -102,6 +104,8 @@ class Evaluation:
     recall: float | None = None
     f1: float | None = None
     confusion: list[list[int]] | None = None
+    per_task: list[float] = field(default_factory=list)
+    from_scratch_per_task: list[float] | None = None
 
     @property
     def score(self) -> float:
@@ -110,8 +114,8 @@ class Evaluation:
         return -math.inf if math.isnan(score) else score
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """As plain data, without the scores of single tasks (see `metadist.training.comparison`)."""
+        return {key: value for key, value in asdict(self).items() if not key.endswith("per_task")}
 
 
 def evaluate(
@@ -136,12 +140,14 @@ def evaluate(
     last = curve[-1]
     extra: dict[str, Any] = {}
     if with_scratch:
-        scratch = _curve(_scores(dispatcher, plan.works(strategy, True, last_only), version), classifies)
+        scratch_scores = _scores(dispatcher, plan.works(strategy, True, last_only), version)
+        scratch = _curve(scratch_scores, classifies)
         measure = "accuracy" if classifies else "loss"
         extra = {
             "from_scratch": scratch[-1][measure],
             "from_scratch_ci95": scratch[-1][f"{measure}_ci95"],
             "from_scratch_per_step": scratch,
+            "from_scratch_per_task": _last(scratch_scores, classifies),
         }
     if with_classes and classifies:
         extra |= _classes(scores, plan.episode.ways)
@@ -157,6 +163,7 @@ def evaluate(
         ci95=last["accuracy_ci95"] if classifies else last["loss_ci95"],
         loss=last["loss"],
         per_step=curve,
+        per_task=_last(scores, classifies),
         **extra,
     )
 
@@ -172,6 +179,12 @@ def _scores(dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Re
             for name in ("losses", "correct", "predictions", "labels")
         ),
     )
+
+
+def _last(scores: TaskScores, classifies: bool) -> list[float]:
+    """Correct query rows of each task after the last step, or its loss."""
+    values: list[float] = (scores.correct if classifies else scores.losses)[:, -1].tolist()
+    return values
 
 
 def _curve(scores: TaskScores, classifies: bool) -> list[dict[str, float]]:

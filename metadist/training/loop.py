@@ -85,6 +85,7 @@ class TrainResult:
         tested: which version the tests judged.
         tested_as: `best on validation` or `last`, and of which versions the mean was taken.
         tasks_per_second: training tasks over the time spent in steps.
+        compute_seconds: processor time of the meta-gradients, of all workers together.
     """
 
     step: int
@@ -92,6 +93,7 @@ class TrainResult:
     params_sha256: str
     tasks_per_second: float
     train_seconds: float
+    compute_seconds: float
     strategy: StrategyCheck
     worker_losses: int
     server_losses: int
@@ -110,6 +112,7 @@ class _Progress:
     best_score: float | None = None
     since_best: int = 0
     seconds: float = 0.0
+    compute_seconds: float = 0.0
     ended_early: bool = False
     #: the version that was validated last: a run may be stopped between a step and its validation
     validated: int = 0
@@ -210,6 +213,7 @@ class _Run:
             self.steps_done += 1
             self.seconds += record.seconds
             self.progress.seconds += record.seconds
+            self.progress.compute_seconds += record.compute_seconds
             self.observer.stepped(record, len(self.dispatcher.alive), self.dispatcher.losses)
             if self.stop():
                 # What was given out for later steps is void: stopping loses no committed step.
@@ -286,6 +290,7 @@ class _Run:
             params_sha256=self.sha,
             tasks_per_second=rate,
             train_seconds=self.progress.seconds,
+            compute_seconds=self.progress.compute_seconds,
             strategy=self.check,
             worker_losses=self.dispatcher.losses,
             server_losses=self.stepper.server_losses,

@@ -24,7 +24,10 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A committed step: `version` is the one after it; sums over the meta-batch; `seconds` since the last."""
+    """A committed step: `version` is the one after it; sums over the meta-batch; `seconds` since the last.
+
+    `compute_seconds` are processor seconds of the workers.
+    """
 
     version: int
     loss: float

@@ -146,7 +146,7 @@ class Worker:
         return next((check for check in checks if check.strategy != rule), checks[0])
 
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
-        start = time.perf_counter()
+        start = time.process_time()
         experiment = self.experiment
         tasks = experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
         batch = experiment.distribution.batch("train", experiment.seed, tasks, experiment.episode, self.device)
@@ -158,7 +158,7 @@ class Worker:
             correct=int(result.correct),
             rows=result.rows,
             finite=all_finite(result.gradient) and all_finite(result.statistics),
-            seconds=time.perf_counter() - start,
+            seconds=time.process_time() - start,
         )
         return to_payload(work.key, result), report
 

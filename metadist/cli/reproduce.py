@@ -1,0 +1,155 @@
+"""`metadist reproduce`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from metadist.cli.data import image_progress
+from metadist.cli.display import Display
+from metadist.cli.train import json_line, train_shown
+from metadist.config import DATA_PLACEMENT, PLACEMENT, load_job
+from metadist.errors import UserError
+from metadist.paper.rows import Row, Setting, find_rows, read_table
+from metadist.paper.summary import read_summary, summarize
+from metadist.paper.table import row_state, write_results
+from metadist.training.comparison import SCORES, TaskSet, parse_scores
+from metadist.training.run_folder import RunFolder
+
+TABLE = Path("jobs/paper")
+
+
+def reproduce_command(
+    rows: list[str] = typer.Argument(None, help="Rows (SETTING/ROW), or settings for all their rows."),
+    every: bool = typer.Option(False, "--all", help="Every row that needs no GPU."),
+    seeds: str | None = typer.Option(None, help="Of the rows' seeds, these, separated by commas."),
+    overrides: list[str] = typer.Option([], "--set", help="dotted.key=value; placement and data.source only."),
+    table: Path = typer.Option(TABLE, help="Folder of the table, with its rows.yaml."),
+    address: str | None = typer.Option(None, help="A Ray cluster's address; an embedded Ray without it."),
+    listing: bool = typer.Option(False, "--list", help="Show the rows and what there is of them; run nothing."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of stdout."),
+) -> None:
+    """Run rows of the results table, write their summaries and the table anew.
+
+    A run that was interrupted goes on, and one whose summary is there is skipped.
+    """
+    settings = read_table(table)
+    if listing:
+        _list(find_rows(settings, rows) if rows else [row for one in settings for row in one.rows], as_json)
+        return
+    if bool(rows) == every:
+        raise UserError(
+            "ROW", rows or None, "one row or setting at least, or --all, and not both", "--list shows them."
+        )
+    chosen = find_rows(settings, rows) if rows else _without_gpu(settings)
+    plan = [(row, seed) for row in chosen for seed in _seeds(row, seeds)]
+    for row, _ in plan:  # before any of them takes its time
+        _check(row, overrides)
+    done: list[dict[str, Any]] = []
+    for row, seed in plan:
+        location = _reproduce(row, seed, overrides, address, _queries(settings, row))
+        done.append({"row": row.id, "seed": seed, "summary": str(row.summary(seed)), "run_dir": location})
+        page = write_results(table)
+    typer.echo(f"wrote {page}", err=True)
+    if as_json:
+        typer.echo(json_line({"rows": done, "results": str(page)}))
+
+
+def _without_gpu(settings: list[Setting]) -> list[Row]:
+    return [row for setting in settings for row in setting.rows if row.config.needs == "cpu"]
+
+
+def _queries(settings: list[Setting], row: Row) -> list[int]:
+    return next(setting.config.queries for setting in settings if setting.name == row.setting)
+
+
+def _seeds(row: Row, wanted: str | None) -> list[int]:
+    if wanted is None:
+        return row.config.seeds
+    known = {str(seed): seed for seed in row.config.seeds}
+    for seed in wanted.split(","):
+        if seed.strip() not in known:
+            raise UserError("--seeds", seed, f"of the seeds {', '.join(known)} of {row.id}", "rows.yaml lists them.")
+    return [known[seed.strip()] for seed in wanted.split(",")]
+
+
+def _check(row: Row, overrides: list[str]) -> None:
+    """Refuse a job file that is wrong, and settings that would make another job of it."""
+    load_job(str(row.job), overrides)
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key.split(".")[0] not in PLACEMENT and key not in {f"data.{name}" for name in DATA_PLACEMENT}:
+            raise UserError(
+                "--set",
+                override,
+                "a setting of placement (resources, storage, tracking, runtime) or data.source",
+                f"It would be another job than {row.id}'s; `metadist train {row.job}` takes every setting.",
+            )
+
+
+def _reproduce(row: Row, seed: int, overrides: list[str], address: str | None, queries: list[int]) -> str | None:
+    """Run one seed of a row to its end and write its summary, unless it is there; returns the run's folder."""
+    from metadist.distributed.run import open_run
+
+    sha, path = row.job_sha256(), row.summary(seed)
+    if path.exists() and read_summary(path).job_sha256 == sha:
+        typer.echo(f"· {row.id}, seed {seed}: {path} is there", err=True)
+        return None
+    # With the job's sha in its name, a run of a job that was changed since is not taken for one of this.
+    name = f"{row.setting}-{row.name}-seed{seed}-{sha[:8]}"
+    every = [*overrides, f"seed={seed}", f"name={name}"]
+    folder = RunFolder(f"{load_job(str(row.job), every).storage.rstrip('/')}/{name}")
+    typer.echo(f"· {row.id}, seed {seed}: {folder.location}", err=True)
+    if not _finished(folder):
+        summary, code = train_shown(str(row.job), None, every, {"address": address, "run": name})
+        if code or summary["outcome"] == "stopped":
+            raise typer.Exit(code)
+    tests = _tests(folder, queries, address)
+    folder, job, about = open_run(folder.location)
+    made = summarize(row, seed, job, about, folder.read_json("summary.json"), tests)
+    RunFolder(str(path.parent)).write(path.name, made.dump().encode())
+    return folder.location
+
+
+def _finished(folder: RunFolder) -> bool:
+    if not folder.exists("summary.json") or not folder.exists(SCORES):
+        return False
+    return folder.read_json("summary.json").get("outcome") in ("finished", "early")
+
+
+def _tests(folder: RunFolder, queries: list[int], address: str | None) -> list[TaskSet]:
+    """What a finished run scores with each number of query examples; those that its tests lack are judged now."""
+    from metadist.distributed.evaluate import EvaluationRequest, evaluate_run
+    from metadist.distributed.run import RunOptions
+
+    known = {test.protocol["query"]: test for test in parse_scores(folder.read_json(SCORES), folder.location)}
+    for query in queries:
+        if query not in known:
+            with Display(0, 0) as display, image_progress() as progress:
+                options = RunOptions(address, data_progress=progress)
+                result = evaluate_run(folder.location, EvaluationRequest(query=query), display, options)
+            known[query] = result["scores"]
+    return [known[query] for query in queries]
+
+
+def _list(rows: list[Row], as_json: bool) -> None:
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("row", "needs", "seeds", "state"):
+        shown.add_column(column, header_style="dim", overflow="fold")
+    found = []
+    for row in rows:
+        state, seeds = row_state(row), ", ".join(map(str, row.config.seeds))
+        missing = f"to run: {', '.join(map(str, state.missing))}" if state.missing else "done"
+        words = f"out of date, {missing}" if state.outdated else missing
+        shown.add_row(row.id, row.config.needs, seeds, words)
+        facts = {"row": row.id, "job": str(row.job), "needs": row.config.needs, "seeds": row.config.seeds}
+        found.append(facts | {"job_sha256": state.job_sha256, "missing": state.missing, "state": words})
+    if as_json:
+        typer.echo(json_line({"rows": found}))
+        return
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(shown)

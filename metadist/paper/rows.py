@@ -1,0 +1,149 @@
+"""The rows of the results table, as `rows.yaml` in the table's folder lists them.
+
+A setting is a protocol that rows share; a row is the job file `SETTING/ROW.yaml` beside the list, run once for each
+of its seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from metadist.config import content_sha256, load_job, parse_section, read_mapping
+from metadist.errors import UserError, nearest
+
+#: file of a table's folder that lists its rows
+ROWS = "rows.yaml"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure that somebody else published."""
+
+    #: as it is published: % of accuracy, or the error
+    value: str | float
+    #: R: read in the authors' paper or repository; S: read in a second-hand copy; M: from memory
+    mark: Literal["R", "S", "M"]
+    #: who published it where
+    source: str
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """What the table knows of a row beside its job."""
+
+    #: the job is run once with each of them
+    seeds: list[int] = field(default_factory=lambda: [0])
+    #: gpu: left out of `--all`
+    needs: Literal["cpu", "gpu"] = "cpu"
+    #: what the paper reports in this setting
+    paper: Published | None = None
+    #: the best that an open reproduction reports
+    reproduction: Published | None = None
+    #: what the row is to reach: at least so many % of accuracy, or at most this error
+    goal: float | None = None
+    #: what else a reader must know
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len({*self.seeds}) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserError("seeds", self.seeds, "different whole numbers of at least 0, at least one")
+
+
+@dataclass(frozen=True)
+class SettingConfig:
+    """A protocol that rows share."""
+
+    #: heading in the table
+    title: str
+    rows: dict[str, Any]
+    #: query examples per class to judge with, the most important first; where activations are normalised over the query
+    #: set the accuracy depends on it
+    queries: list[int]
+    #: row that the others are compared with
+    baseline: str | None = None
+    #: what a reader must know of the setting
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.queries or min(self.queries) < 1:
+            raise UserError("queries", self.queries, "whole numbers of at least 1, at least one")
+        if self.baseline is not None and self.baseline not in self.rows:
+            hint = nearest(self.baseline, self.rows)
+            raise UserError("baseline", self.baseline, f"one of the rows {', '.join(self.rows)}", hint)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        folder: the table's.
+    """
+
+    folder: Path
+    setting: str
+    name: str
+    config: RowConfig
+
+    @property
+    def id(self) -> str:
+        """How the command line names it."""
+        return f"{self.setting}/{self.name}"
+
+    @property
+    def job(self) -> Path:
+        """Its job file."""
+        return self.folder / self.setting / f"{self.name}.yaml"
+
+    def summary(self, seed: int) -> Path:
+        """Where the summary of a run is kept."""
+        return self.folder / self.setting / self.name / f"seed-{seed}.json"
+
+    def job_sha256(self) -> str:
+        """Of what its job file says to compute; the file is checked first."""
+        load_job(str(self.job))
+        return content_sha256(read_mapping(str(self.job)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting with its rows."""
+
+    name: str
+    config: SettingConfig
+    rows: tuple[Row, ...]
+
+
+def read_table(folder: Path) -> list[Setting]:
+    """The settings that a table's `rows.yaml` lists.
+
+    Raises:
+        UserError: it cannot be read, or something in it is wrong; job files are not looked at.
+    """
+    content = read_mapping(str(folder / ROWS))
+    return [_setting(folder, name, value) for name, value in content.items()]
+
+
+def _setting(folder: Path, name: str, content: Any) -> Setting:
+    config = parse_section(SettingConfig, content, name)
+    rows = []
+    for row, value in config.rows.items():
+        rows.append(Row(folder, name, row, parse_section(RowConfig, value or {}, f"{name}.rows.{row}")))
+    return Setting(name, config, tuple(rows))
+
+
+def find_rows(table: Sequence[Setting], names: Sequence[str]) -> list[Row]:
+    """The rows with these names, in the table's order; the name of a setting stands for all its rows.
+
+    Raises:
+        UserError: there is no such row or setting.
+    """
+    rows = [row for setting in table for row in setting.rows]
+    known = [*(row.id for row in rows), *(setting.name for setting in table)]
+    for name in names:
+        if name not in known:
+            raise UserError("ROW", name, "a row or a setting (`metadist reproduce --list`)", nearest(name, known))
+    return [row for row in rows if row.id in names or row.setting in names]

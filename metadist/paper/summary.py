@@ -1,0 +1,128 @@
+"""The summary of one run of a row: what the table needs of it, small enough to be committed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import metadist
+from metadist.config import Job
+from metadist.errors import UserError
+from metadist.paper.rows import Row
+from metadist.training.comparison import TaskSet, parse_scores
+
+#: significant digits of a task's loss
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run of a row.
+
+    Attributes:
+        job_sha256: of the row's job file, see `content_sha256`.
+        identity_sha256: of everything that the result is a function of, seed and content of the data included.
+        params_sha256: of the meta-parameters at the end.
+        software, machine: versions, and what else the bits depend on.
+        step: outer steps taken; `tested_step`, `tested_as`: which version was tested, and why that one.
+        training_tasks: tasks trained on.
+        train_seconds: spent in training steps.
+        compute_seconds: processor time of the meta-gradients, of all workers together.
+        episode: ways, shots and query of a training task.
+        inner_steps: adaptation steps in training; `None` for learners that take none.
+        figures: of the final evaluation: precision, recall and F1 for classification.
+        tests: scores of single tasks, by the setting's `queries`.
+    """
+
+    row: str
+    seed: int
+    job_sha256: str
+    identity_sha256: str
+    params_sha256: str
+    software: dict[str, str]
+    machine: dict[str, str]
+    strategy: str
+    workers: int
+    step: int
+    tested_step: int
+    tested_as: str
+    training_tasks: int
+    train_seconds: float
+    compute_seconds: float
+    episode: dict[str, int]
+    inner_steps: int | None
+    figures: dict[str, float]
+    tests: list[TaskSet]
+
+    def test(self, query: int) -> TaskSet | None:
+        """The scores at so many query examples per class."""
+        return next((one for one in self.tests if one.protocol["query"] == query), None)
+
+    def dump(self) -> str:
+        """As JSON, a line for each key and each set of tasks."""
+        content = asdict(self)
+        tests = ",\n  ".join(json.dumps(_short(one).as_dict()) for one in self.tests)
+        lines = [f'"{key}": {json.dumps(value)}' for key, value in content.items() if key != "tests"]
+        return "{\n" + ",\n".join([*lines, f'"tests": [\n  {tests}\n]']) + "\n}\n"
+
+
+def _short(one: TaskSet) -> TaskSet:
+    """Losses with so many digits as a comparison needs; counts are whole numbers already."""
+    if one.rows:
+        return one
+    scores, scratch = ([float(f"{v:.{_DIGITS}g}") for v in values] for values in (one.scores, one.from_scratch))
+    return replace(one, scores=scores, from_scratch=scratch)
+
+
+def summarize(
+    row: Row, seed: int, job: Job, about: dict[str, Any], summary: dict[str, Any], tests: list[TaskSet]
+) -> RunSummary:
+    """The summary of a finished run.
+
+    Args:
+        about: the run folder's `run.json`.
+        summary: its `summary.json`.
+    """
+    episode = job.tasks.training_episode()
+    machine = dict(about["fingerprint"])
+    software = {name: machine.pop(name) for name in ("python", "torch", "numpy")}
+    return RunSummary(
+        row=row.id,
+        seed=seed,
+        job_sha256=row.job_sha256(),
+        identity_sha256=summary["identity_sha256"],
+        params_sha256=summary["params_sha256"],
+        software={"metadist": metadist.__version__} | software,
+        machine=machine,
+        strategy=summary["strategy"],
+        workers=job.resources.most if job.runtime == "ray" else 1,
+        step=summary["step"],
+        tested_step=summary["tested_step"],
+        tested_as=summary["tested_as"],
+        training_tasks=summary["step"] * job.tasks.batch,
+        train_seconds=summary["train_seconds"],
+        compute_seconds=summary["compute_seconds"],
+        episode={"ways": episode.ways, "shots": episode.shots, "query": episode.query},
+        inner_steps=getattr(job.learner, "inner_steps", None),
+        figures={name: summary["test"][name] for name in ("precision", "recall", "f1") if summary["test"][name]},
+        tests=tests,
+    )
+
+
+def read_summary(path: Path) -> RunSummary:
+    """A summary that was written before.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+        tests = parse_scores(content, str(path))
+        return RunSummary(**(content | {"tests": tests}))
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else "something else"
+        raise UserError(str(path), reason, "a summary as `metadist reproduce` writes it", "Remove it.") from error

@@ -1,0 +1,126 @@
+"""`metadist reproduce`: runs a row's seeds, writes their summaries and the page, goes on, and skips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+JOB = """\
+name: toy
+steps: 4
+runtime: inprocess
+tasks: {kind: sinusoid, batch: 4, chunk: 2, shots: 5, query: 5}
+model: {kind: mlp, hidden: [8]}
+learner: {kind: maml, inner_lr: 0.01}
+evaluation: {every: 2, tasks: 4, test_tasks: 20, query: 6}
+checkpoint: {every: 2}
+tracking: {uri: none}
+"""
+ROWS = """\
+waves:
+  title: Waves
+  queries: [6, 3]
+  baseline: a
+  rows:
+    a: {seeds: [0, 1]}
+    b: {needs: gpu}
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table of two rows in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "jobs" / "paper"
+    (folder / "waves").mkdir(parents=True)
+    (folder / "rows.yaml").write_text(ROWS)
+    for row, rate in (("a", "0.01"), ("b", "0.02")):
+        (folder / "waves" / f"{row}.yaml").write_text(JOB.replace("inner_lr: 0.01", f"inner_lr: {rate}"))
+    return folder
+
+
+def states(metadist: Callable[..., Any]) -> dict[str, Any]:
+    ended = metadist("reproduce", "--list", "--json")
+    assert ended.code == 0, ended.err
+    return {row["row"]: row for row in ended.result["rows"]}
+
+
+def test_a_row_from_its_job_to_the_page(metadist: Callable[..., Any], table: Path) -> None:
+    """Every row without a GPU: the first run goes on where it was interrupted, and what is there is skipped."""
+    before = states(metadist)
+    assert before["waves/a"]["missing"] == [0, 1]
+    name = f"waves-a-seed0-{before['waves/a']['job_sha256'][:8]}"
+    stopped = metadist("train", str(table / "waves" / "a.yaml"), "--run", name, "--stop-after", "2", "--set", "seed=0")
+    assert stopped.code == 0, stopped.err
+    ended = metadist("reproduce", "--all", "--json")
+    assert ended.code == 0, ended.err
+    assert f"going on from step 2 of runs/{name}" in ended.err
+    assert [(run["row"], run["seed"], run["run_dir"] is None) for run in ended.result["rows"]] == [
+        ("waves/a", 0, False), ("waves/a", 1, False)
+    ]  # fmt: skip
+    assert states(metadist)["waves/a"]["state"] == "done"
+    page = (table / "RESULTS.md").read_text()
+    assert "To be run, by seed: b (0)." in page
+
+    run = Path("runs", name)
+    content = json.loads((table / "waves" / "a" / "seed-0.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("params_sha256", "identity_sha256", "train_seconds", "compute_seconds", "step"):
+        assert content[key] == summary[key]
+    assert content["compute_seconds"] > 0
+    assert content["training_tasks"] == 16
+    main, other = content["tests"]
+    assert (main["protocol"]["query"], other["protocol"]["query"]) == (6, 3)
+    assert np.mean(main["scores"]) == pytest.approx(summary["test"]["loss"], rel=1e-3)
+    assert np.mean(main["from_scratch"]) == pytest.approx(summary["test"]["from_scratch"], rel=1e-3)
+    judged = metadist("evaluate", str(run), "--query", "3", "--json").result["test"]
+    assert np.mean(other["scores"]) == pytest.approx(judged["loss"], rel=1e-3)
+
+    again = metadist("reproduce", "waves/a", "--json")
+    assert [run["run_dir"] for run in again.result["rows"]] == [None, None]
+    assert "testing version" not in again.err
+    (table / "waves" / "a" / "seed-0.json").unlink()
+    again = metadist("reproduce", "waves/a", "--seeds", "0", "--json")
+    assert "testing version" not in again.err, "the run is finished: its summary alone is made again"
+    assert json.loads((table / "waves" / "a" / "seed-0.json").read_text()) == content
+    assert (table / "RESULTS.md").read_text() == page
+    compared = metadist("compare", name, str(table / "waves" / "a" / "seed-1.json"), "--tracking", "none", "--json")
+    assert compared.code == 0, compared.err
+
+    job = table / "waves" / "a.yaml"
+    job.write_text(job.read_text().replace("steps: 4", "steps: 5"))
+    assert states(metadist)["waves/a"]["state"] == "out of date, to run: 0, 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "ROW: got None, expected one row or setting at least, or --all"),
+        (["waves", "--all"], "and not both"),
+        (["wave"], "ROW: got 'wave', expected a row or a setting (`metadist reproduce --list`). Did you mean 'waves'?"),
+        (["waves/a", "--seeds", "0,7"], "--seeds: got '7', expected of the seeds 0, 1 of waves/a"),
+        (["waves/a", "--set", "steps=2"], "--set: got 'steps=2', expected a setting of placement"),
+        (["waves/a", "--set", "seed=5"], "--set: got 'seed=5', expected a setting of placement"),
+        (["waves/a", "--set", "data.size=9"], "--set: got 'data.size=9', expected a setting of placement"),
+        (["waves/a", "--set", "resources.wrkers=1"], "resources.wrkers: got 1"),
+        (["waves/a", "--table", "elsewhere"], "rows.yaml: got 'No such file or directory'"),
+    ],
+)
+def test_mistakes(metadist: Callable[..., Any], table: Path, arguments: list[str], message: str) -> None:
+    ended = metadist("reproduce", *arguments)
+    assert ended.code == 2, ended.err
+    assert message in ended.err
+    assert not Path("runs").exists()
+    assert not (table / "RESULTS.md").exists()
+
+
+def test_a_row_without_a_job(metadist: Callable[..., Any], table: Path) -> None:
+    (table / "waves" / "b.yaml").unlink()
+    ended = metadist("reproduce", "waves/b")
+    assert ended.code == 2
+    assert "b.yaml: got 'No such file or directory', expected a job file" in ended.err
