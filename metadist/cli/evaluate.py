@@ -32,7 +32,7 @@ def evaluate_command(
     shots: int | None = typer.Option(None, min=1, help="Support examples per class."),
     query: int | None = typer.Option(None, min=1, help="Query examples per class."),
     steps: int | None = typer.Option(None, min=0, help="Adaptation steps (learner.eval_steps)."),
-    norm: str | None = typer.Option(None, help="Normalisation (model.norm): batch or support, say."),
+    norm: str | None = typer.Option(None, help="Normalisation (model.norm): batch or single, say."),
     data: str | None = typer.Option(None, help="Another source of images; all its classes are test classes."),
     overrides: list[str] = typer.Option([], "--set", help="dotted.key=value of the job; may be repeated."),
     workers: int | None = typer.Option(None, min=1, help="Worker actors."),

@@ -38,6 +38,8 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
 
 #: how the names of the parameters of a model's head begin
 HEAD = "head."
+#: rows, of a task, that go through the model together where each query has a batch of its own; bounds memory
+ROWS_AT_ONCE = 512
 
 
 class Meta(NamedTuple):
@@ -127,13 +129,26 @@ class Network:
     def query(self, parameters: Parameters, support: Examples, x: Tensor) -> Tensor:
         """Outputs on other inputs `x` [rows, outputs], normalised as the model's `norm` says."""
         parameters = self.fixed | parameters
-        if getattr(self.module, "norm_kind", None) != "support":
+        norm, rows = getattr(self.module, "norm_kind", None), support.x.shape[0]
+        if norm == "single":
+            return self._one_by_one(parameters, support, x)
+        if norm != "support":
             out: Tensor = torch.func.functional_call(self.module, parameters, (x,))
             return out
-        rows = support.x.shape[0]
         both = torch.cat([support.x, x])
         out = torch.func.functional_call(self.module, parameters, (both,), {"reference": rows})
         return out[rows:]
+
+    def _one_by_one(self, parameters: Parameters, support: Examples, x: Tensor) -> Tensor:
+        """Each input in a batch of its own with the support set."""
+
+        def alone(row: Tensor) -> Tensor:
+            out: Tensor = torch.func.functional_call(self.module, parameters, (torch.cat([support.x, row[None]]),))
+            return out[-1]
+
+        at_once = max(1, ROWS_AT_ONCE // (support.x.shape[0] + 1))
+        out: Tensor = torch.func.vmap(alone, chunk_size=at_once)(x)
+        return out
 
     def cost(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Mean loss over the rows, a scalar."""

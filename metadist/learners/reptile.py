@@ -4,12 +4,17 @@ Adapts with k steps of an ordinary optimiser on mini-batches of the support set 
 towards the result: the meta-gradient is θ − φ (algorithm 2; an outer SGD with lr ε is the paper's step).
 No second derivative is taken and training needs no query set; it is judged on one all the same.
 
+The paper's transductive setting is `model.norm: batch`: all queries of a task are normalised together. In the other
+one the authors' code shows the net one query at a time, in a batch with the support set, which is `model.norm: single`.
+Both have the same training, so that one run can be judged in both (`metadist evaluate RUN --norm single`).
+
 Deviations: the inner Adam's moments begin afresh in each task, where the authors' code carries them from task
 to task; mini-batches are consecutive rows of the shuffled support set, the same rows again after the last.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +27,9 @@ from metadist.learners.base import Learner, Meta, Network, TaskGradient, plain_m
 from metadist.learners.gradient import Parameters, inner_gradient
 from metadist.learners.maml import AdaptedWeights
 from metadist.tasks import Examples, Task
+
+#: Adam's two moments of each weight
+Moments = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +80,7 @@ class Reptile(Learner):
 
     def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
         weights = {name: value.detach() for name, value in meta.parameters.items()}
-        first = {name: torch.zeros_like(value) for name, value in weights.items()}
-        second = {name: torch.zeros_like(value) for name, value in weights.items()}
+        moments: Moments = {}
         yield AdaptedWeights(weights, support)
         for step in range(steps):
             part = self._mini_batch(support, step)
@@ -83,10 +90,9 @@ class Reptile(Learner):
 
             gradient = inner_gradient(loss, weights)
             if self.config.inner_optimizer == "adam":
-                first = _average(first, gradient, self.config.beta1)
-                second = _average(second, {n: g * g for n, g in gradient.items()}, self.config.beta2)
-                gradient = {name: self._direction(first[name], second[name], step + 1) for name in gradient}
-            weights = {name: w - self.config.inner_lr * gradient[name] for name, w in weights.items()}
+                weights, moments = self._adam(weights, gradient, moments, step + 1)
+            else:
+                weights = {name: w - self.config.inner_lr * gradient[name] for name, w in weights.items()}
             yield AdaptedWeights(weights, support)
 
     def _mini_batch(self, support: Examples, step: int) -> Examples:
@@ -95,10 +101,21 @@ class Reptile(Learner):
         order = [(step * size + row) % rows for row in range(size)]
         return support if size == rows else Examples(support.x[order], support.y[order], support.ways)
 
-    def _direction(self, first: Tensor, second: Tensor, step: int) -> Tensor:
-        """Adam's direction with bias correction (Kingma, Ba, 2015, algorithm 1)."""
-        mean = first / (1 - self.config.beta1**step)
-        return mean / ((second / (1 - self.config.beta2**step)).sqrt() + self.eps)
+    def _adam(
+        self, weights: Parameters, gradient: Parameters, moments: Moments, step: int
+    ) -> tuple[Parameters, Moments]:
+        """Step number `step` of Adam (Kingma, Ba, 2015, section 2, in the order that saves passes over the weights)."""
+        beta1, beta2 = self.config.beta1, self.config.beta2
+        root = math.sqrt(1 - beta2**step)
+        size = self.config.inner_lr * root / (1 - beta1**step)
+        after, stepped = {}, {}
+        for name, g in gradient.items():
+            first, second = moments[name] if moments else (torch.zeros_like(g), torch.zeros_like(g))
+            first = beta1 * first + (1 - beta1) * g if beta1 else g
+            second = torch.addcmul(beta2 * second, g, g, value=1 - beta2)
+            after[name] = first, second
+            stepped[name] = torch.addcdiv(weights[name], first, second.sqrt() + root * self.eps, value=-size)
+        return stepped, after
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         return self.network.query(adapted.parameters, adapted.support, x)
@@ -108,7 +125,3 @@ class Reptile(Learner):
         outputs = self.predict(adapted, task.query.x)
         gradient = {name: value - adapted.parameters[name] for name, value in meta.parameters.items()}
         return TaskGradient(gradient, self.network.cost(outputs, task.query.y), outputs, {})
-
-
-def _average(moment: Parameters, value: Parameters, decay: float) -> Parameters:
-    return {name: decay * moment[name] + (1 - decay) * value[name] for name in moment}

@@ -28,8 +28,9 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class ModelConfig:
     """What every base model can be told."""
 
-    #: statistics that normalise activations: of the current `batch` (transductive on a query set), of
-    #: the `support` set only, of each example's `layer`, or `none`
+    #: statistics that normalise activations: of the current `batch` (transductive on a query set), of the `support`
+    #: set only, of the support set and one query, each a `single` time (Reptile's non-transductive evaluation; slow),
+    #: of each example's `layer`, or `none`
     norm: NormKind = "none"
     #: nonlinearity after every layer but the head (leaky_relu: of slope 0.1)
     activation: Activation = "relu"

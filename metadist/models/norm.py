@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-NormKind = Literal["batch", "support", "layer", "none"]
+NormKind = Literal["batch", "support", "single", "layer", "none"]
 
 #: mean and variance by channel
 Moments = tuple[Tensor, Tensor]
@@ -40,8 +40,8 @@ class Norm(nn.Module):
     `running_mean` and `running_variance` [channels], and they take the place of the rows'.
 
     Args:
-        kind: `batch` and `support` normalise each channel over the rows and positions (`support` marks
-            a model whose learner passes `reference`), `layer` each row over channels and positions.
+        kind: `batch`, `support` and `single` normalise each channel over the rows and positions (the latter two mark
+            a model to which queries are shown beside their support set), `layer` each row over channels and positions.
         channels: size of dimension 1.
         positions: number of dimensions after the channels.
     """

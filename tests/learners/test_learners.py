@@ -340,7 +340,7 @@ def test_embeddings_have_nothing_to_adapt_step_by_step(support: Examples, config
     assert not states[0][0].requires_grad
 
 
-@pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
+@pytest.mark.parametrize("norm", ["batch", "support", "single", "layer", "none"])
 @pytest.mark.parametrize("kind", learners.LEARNERS)
 def test_predictions_depend_on_other_queries_with_batch_statistics_only(
     kind: str, norm: str, support: Examples
@@ -359,7 +359,7 @@ def test_predictions_depend_on_other_queries_with_batch_statistics_only(
     with_other_support = learner.predict(learner.adapt(meta, Examples(3 * support.x, support.y, 3), 0), query)
     if not learner.embeds:
         unadapted = learner.predict(learner.adapt(meta, support, 0), query)
-        assert torch.allclose(unadapted, with_other_support, atol=1e-12) == (norm != "support")
+        assert torch.allclose(unadapted, with_other_support, atol=1e-12) == (norm not in ("support", "single"))
 
 
 @pytest.mark.usefixtures("gradients")
