@@ -68,6 +68,8 @@ from metadist.tasks import (
     SinusoidTasks,
     SinusoidTasksConfig,
     TaskDistribution,
+    WaveformTasks,
+    WaveformTasksConfig,
 )
 from metadist.tracking import TrackingConfig, resolve_uri
 
@@ -236,6 +238,7 @@ TasksKind = (
     | LineTasksConfig
     | QuadraticTasksConfig
     | LinearTasksConfig
+    | WaveformTasksConfig
     | MixtureTasksConfig
 )
 #: or, by its import path, a module of a user's own
@@ -660,6 +663,8 @@ def build_distribution(job: Job) -> TaskDistribution:
                 return QuadraticTasks()
             case LinearTasksConfig():
                 return LinearTasks(tasks.dimension, tasks.loss)
+            case WaveformTasksConfig():
+                return WaveformTasks(tasks)
             case MixtureTasksConfig():
                 return MixtureTasks([build(family) for family in tasks.of], tasks.weights or [1.0] * len(tasks.of))
             case ImageTasksConfig():

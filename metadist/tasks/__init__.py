@@ -8,6 +8,7 @@ from metadist.tasks.linear import LinearTasks, LinearTasksConfig
 from metadist.tasks.mixture import MixtureTasks, MixtureTasksConfig
 from metadist.tasks.quadratic import QuadraticTasks, QuadraticTasksConfig
 from metadist.tasks.sinusoid import SinusoidTasks, SinusoidTasksConfig
+from metadist.tasks.waveform import WaveformTasks, WaveformTasksConfig
 
 __all__ = [
     "TASK_AXES",
@@ -28,6 +29,8 @@ __all__ = [
     "Task",
     "TaskDistribution",
     "TasksConfig",
+    "WaveformTasks",
+    "WaveformTasksConfig",
     "generator",
     "join",
     "take",

@@ -18,8 +18,16 @@ from metadist.tasks.line import LineTasksConfig
 from metadist.tasks.linear import LinearTasksConfig
 from metadist.tasks.quadratic import QuadraticTasksConfig
 from metadist.tasks.sinusoid import SinusoidTasksConfig
+from metadist.tasks.waveform import WaveformTasksConfig
 
-Family = ImageTasksConfig | SinusoidTasksConfig | LineTasksConfig | QuadraticTasksConfig | LinearTasksConfig
+Family = (
+    ImageTasksConfig
+    | SinusoidTasksConfig
+    | LineTasksConfig
+    | QuadraticTasksConfig
+    | LinearTasksConfig
+    | WaveformTasksConfig
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ from metadist.tasks import (
     QuadraticTasks,
     SinusoidTasks,
     TaskDistribution,
+    WaveformTasks,
+    WaveformTasksConfig,
 )
 
 torch.set_num_threads(1)
@@ -55,13 +57,15 @@ def images(store: ClassStore) -> Callable[..., ImageTasks]:
     return make
 
 
-@pytest.fixture(params=["sinusoid", "line", "quadratic", "linear", "mixture", "images", "images-augmented"])
+@pytest.fixture(params=["sinusoid", "line", "quadratic", "linear", "waveform", "mixture", "images", "images-augmented"])
 def family(request: pytest.FixtureRequest, images: Callable[..., ImageTasks]) -> TaskDistribution:
     functions = {"sinusoid": SinusoidTasks(), "line": LineTasks(), "quadratic": QuadraticTasks()}
     if request.param in functions:
         return functions[request.param]
     if request.param == "linear":
         return LinearTasks(3)
+    if request.param == "waveform":
+        return WaveformTasks(WaveformTasksConfig(length=9))
     if request.param == "mixture":
         return MixtureTasks(list(functions.values()), [1, 2, 3])
     if request.param == "images":
