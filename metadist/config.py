@@ -608,7 +608,7 @@ def identity_sha256(content: Mapping[str, Any]) -> str:
 
 def content_sha256(content: Mapping[str, Any]) -> str:
     """The sha of what a valid job file says to compute: without placement, the place of its data, and its seed."""
-    said = {key: value for key, value in content.items() if key not in (*PLACEMENT, "seed")}
+    said = {key: value for key, value in content.items() if key not in PLACEMENT and key != "seed"}
     data = {key: value for key, value in said.pop("data", {}).items() if key not in DATA_PLACEMENT}
     return identity_sha256(said | ({"data": data} if data else {}))
 

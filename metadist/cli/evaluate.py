@@ -11,7 +11,9 @@ from rich.table import Table
 
 from metadist.cli.data import image_progress
 from metadist.cli.display import Display
+from metadist.cli.folds import cross_validate
 from metadist.cli.train import json_line, show_evaluations
+from metadist.errors import UserError
 from metadist.training.comparison import dump_scores
 from metadist.training.run_folder import RunFolder
 
@@ -33,18 +35,34 @@ def evaluate_command(
     query: int | None = typer.Option(None, min=1, help="Query examples per class."),
     steps: int | None = typer.Option(None, min=0, help="Adaptation steps (learner.eval_steps)."),
     norm: str | None = typer.Option(None, help="Normalisation (model.norm): batch or single, say."),
-    data: str | None = typer.Option(None, help="Another source of images; all its classes are test classes."),
+    data: str | None = typer.Option(
+        None, help="Another source of images; all its classes, or those of --set data.split.test."
+    ),
     overrides: list[str] = typer.Option([], "--set", help="dotted.key=value of the job; may be repeated."),
     workers: int | None = typer.Option(None, min=1, help="Worker actors."),
     address: str | None = typer.Option(None, help="A Ray cluster's address; an embedded Ray without it."),
+    folds: int | None = typer.Option(
+        None, help="Cross-validate over classes: train the job anew for each fold of them."
+    ),
+    fold_seed: int = typer.Option(0, min=0, help="Deals the classes to the folds."),
     scores: Path | None = typer.Option(None, help="File to write the scores of each task to, for `metadist compare`."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of stdout."),
 ) -> None:
     """Judge a trained run on tasks of unseen classes."""
+    every = [*overrides, *([] if workers is None else [f"resources.workers={workers}"])]
+    if folds is not None:
+        for name, value in {"tasks": tasks, "ways": ways, "shots": shots, "query": query, "steps": steps, "norm": norm,
+                            "data": data, "scores": scores}.items():  # fmt: skip
+            if value is not None:
+                hint = "Folds are trained and tested as the job says: change that with --set."
+                raise UserError(f"--{name}", str(value), "no --folds beside it", hint)
+        figures = cross_validate(run, folds, fold_seed, every, address)
+        if as_json:
+            typer.echo(json_line(figures))
+        return
     from metadist.distributed.evaluate import EvaluationRequest, evaluate_run
     from metadist.distributed.run import RunOptions
 
-    every = [*overrides, *([] if workers is None else [f"resources.workers={workers}"])]
     request = EvaluationRequest(split.value, tasks, ways, shots, query, steps, norm, data, every)
     with Display(0, 0) as display, image_progress() as progress:
         result = evaluate_run(run, request, display, RunOptions(address, data_progress=progress))

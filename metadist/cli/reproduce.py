@@ -13,13 +13,14 @@ from rich.table import Table
 from metadist.cli.data import image_progress
 from metadist.cli.display import Display
 from metadist.cli.train import json_line, train_shown
-from metadist.config import DATA_PLACEMENT, PLACEMENT, load_job
+from metadist.config import content_sha256, load_job, read_mapping, set_value
 from metadist.errors import UserError
 from metadist.paper.rows import Row, Setting, find_rows, read_table
 from metadist.paper.summary import read_summary, summarize
 from metadist.paper.table import row_state, write_results
 from metadist.training.comparison import SCORES, TaskSet, parse_scores
 from metadist.training.run_folder import RunFolder
+from metadist.training.run_list import is_finished
 
 TABLE = Path("jobs/paper")
 
@@ -81,9 +82,11 @@ def _seeds(row: Row, wanted: str | None) -> list[int]:
 def _check(row: Row, overrides: list[str]) -> None:
     """Refuse a job file that is wrong, and settings that would make another job of it."""
     load_job(str(row.job), overrides)
+    content = read_mapping(str(row.job))
+    seed = content.get("seed")
     for override in overrides:
-        key = override.partition("=")[0].strip()
-        if key.split(".")[0] not in PLACEMENT and key not in {f"data.{name}" for name in DATA_PLACEMENT}:
+        set_value(content, override)
+        if content_sha256(content) != row.job_sha256() or content.get("seed") != seed:
             raise UserError(
                 "--set",
                 override,
@@ -102,11 +105,11 @@ def _reproduce(row: Row, seed: int, overrides: list[str], address: str | None, q
         return None
     # With the job's sha in its name, a run of a job that was changed since is not taken for one of this.
     name = f"{row.setting}-{row.name}-seed{seed}-{sha[:8]}"
-    every = [*overrides, f"seed={seed}", f"name={name}"]
-    folder = RunFolder(f"{load_job(str(row.job), every).storage.rstrip('/')}/{name}")
+    job = load_job(str(row.job), [*overrides, f"seed={seed}", f"name={name}"])
+    folder = RunFolder(f"{job.storage.rstrip('/')}/{name}")
     typer.echo(f"· {row.id}, seed {seed}: {folder.location}", err=True)
-    if not _finished(folder):
-        summary, code = train_shown(str(row.job), None, every, {"address": address, "run": name})
+    if not is_finished(folder):
+        summary, code = train_shown(job, None, [], {"address": address, "run": name})
         if code or summary["outcome"] == "stopped":
             raise typer.Exit(code)
     tests = _tests(folder, queries, address)
@@ -114,12 +117,6 @@ def _reproduce(row: Row, seed: int, overrides: list[str], address: str | None, q
     made = summarize(row, seed, job, about, folder.read_json("summary.json"), tests)
     RunFolder(str(path.parent)).write(path.name, made.dump().encode())
     return folder.location
-
-
-def _finished(folder: RunFolder) -> bool:
-    if not folder.exists("summary.json") or not folder.exists(SCORES):
-        return False
-    return folder.read_json("summary.json").get("outcome") in ("finished", "early")
 
 
 def _tests(folder: RunFolder, queries: list[int], address: str | None) -> list[TaskSet]:

@@ -78,7 +78,7 @@ def train_command(
     short = {"workers": workers, "steps": steps, "storage": storage, "name": name, "shared_storage": shared_storage}
     every = [*overrides, *shorthands(short)]
     options = {"address": address, "run": run, "stop_after": stop_after, "fault": parse_fault(fault) if fault else None}
-    summary, code = train_shown(job, resume, every, options)
+    summary, code = train_shown(load_job(job, every) if job is not None else None, resume, every, options)
     if as_json:
         typer.echo(json_line(summary))
     raise typer.Exit(code)
@@ -98,14 +98,14 @@ def shorthands(given: Mapping[str, Any]) -> list[str]:
 
 
 def train_shown(
-    path: str | None, resume: str | None, overrides: list[str], given: dict[str, Any]
+    job: Job | None, resume: str | None, overrides: list[str], given: dict[str, Any]
 ) -> tuple[dict[str, Any], int]:
-    """Train a job file, or go on with a run, before the user's eyes; returns the summary and the exit code.
+    """Train a job, or go on with a run, before the user's eyes; returns the summary and the exit code.
 
     Args:
+        overrides: settings for a run that goes on.
         given: the `RunOptions` that are not the terminal's affair.
     """
-    job = load_job(path, overrides) if path is not None else None
     from metadist.distributed.run import RunOptions, open_run, resume_run, train_job
 
     known = job if job is not None else open_run(str(resume))[1]

@@ -32,7 +32,7 @@ class EvaluationRequest:
     """What to judge on; `None` takes the job's own setting.
 
     Attributes:
-        data: another source of images, all of whose classes are the test classes.
+        data: another source of images, all of whose classes are the test classes unless `overrides` say which.
         overrides: `dotted.key=value` settings of the job, for example `data.invert=false`.
     """
 
@@ -104,13 +104,13 @@ def _split_location(location: str) -> tuple[RunFolder, str | None]:
 
 def _changed(job: Job, request: EvaluationRequest) -> Job:
     content = config.job_dict(job)
-    for override in request.overrides:
-        config.set_value(content, override)
     if request.data is not None:
         if "data" not in content or not job.tasks.needs_data:
             raise UserError("--data", request.data, f"a job with image tasks; this one's are {job.tasks.kind}")
         content["data"] |= {"source": request.data}
         content["data"]["split"] = {"train": None, "valid": None, "test": ["*"], "seed": 0}
+    for override in request.overrides:
+        config.set_value(content, override)
     for key in ("ways", "shots"):
         if getattr(request, key) is not None:
             content["tasks"][key] = getattr(request, key)

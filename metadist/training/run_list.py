@@ -159,6 +159,12 @@ def _state(files: RunFiles, step: int | None) -> str:
     return "killed" if files.lease == "abandoned" else "failed"
 
 
+def is_finished(folder: RunFolder) -> bool:
+    """Whether a run took all its steps and was tested after them."""
+    summary = _object(folder, "summary.json")
+    return summary.get("outcome") in ("finished", "early") and summary.get("test") is not None
+
+
 def best_validation(metrics: Iterable[tuple[int, dict[str, float]]]) -> tuple[str | None, float | None]:
     """What was measured on validation ("accuracy" or "loss"), and its best value."""
     points = list(metrics)

@@ -72,6 +72,9 @@ def test_other_data(metadist: Callable[..., Any], run: str, tmp_path: Path) -> N
     assert ended.code == 0, ended.err
     assert ended.result["data"] == str(root)
     assert ended.result["test"]["accuracy"] is not None
+    some = metadist("evaluate", run, "--data", str(root), "--set", "data.split.test=[a]")
+    assert some.code == 2
+    assert "at most the 1 classes of the test split" in some.err
 
 
 @pytest.mark.parametrize(
