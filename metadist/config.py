@@ -25,6 +25,7 @@ from metadist.data import ClassStore, DataConfig, resolve_store
 from metadist.errors import UserError, nearest
 from metadist.learners import (
     LEARNERS,
+    NOT,
     AnilConfig,
     BoilConfig,
     FinetuneConfig,
@@ -32,11 +33,14 @@ from metadist.learners import (
     MamlConfig,
     MamlPlusPlusConfig,
     MatchingConfig,
+    Meta,
     MetaSgdConfig,
     Network,
     ProtoNetConfig,
     RelationConfig,
     ReptileConfig,
+    adapting,
+    gated,
     learner_class,
 )
 from metadist.models import (
@@ -679,6 +683,8 @@ def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
     kind = learner_class(job.learner.kind)
     outputs = None if kind.embeds else distribution.outputs(job.tasks.training_episode())
     network = Network(build_model(job, distribution, outputs), job.model.init, distribution.loss)
+    if (hidden := getattr(job.model, "gates", None)) is not None:
+        network = gated(network, hidden)
     make = cast(Callable[[Any, Network], Learner], kind)  # what a learner is called with is its own affair in Python
     return make(job.learner, network)
 
@@ -723,7 +729,19 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
     if not initial.parameters:
         raise UserError("freeze", job.freeze, "patterns that leave some parameters to train")
     check_groups(job.optimizer, list(initial.parameters))
+    _check_adapt(job, initial)
     return experiment
+
+
+def _check_adapt(job: Job, initial: Meta) -> None:
+    """Raise `UserError` where a pattern of `learner.adapt` matches no parameter, or nothing is left to adapt."""
+    patterns: list[str] | None = getattr(job.learner, "adapt", None)
+    if patterns is None:
+        return
+    names = [pattern.removeprefix(NOT) for pattern in patterns]
+    check_patterns("learner.adapt", names, initial.parameters | initial.frozen)
+    if not adapting(initial.parameters, patterns):
+        raise UserError("learner.adapt", patterns, f"patterns of some of {', '.join(initial.parameters)}")
 
 
 def evaluation_episode(job: Job) -> Episode:

@@ -1,9 +1,11 @@
 """Learners: one algorithm a file, each reads like its paper."""
 
+from metadist.learners.adapt import NOT, adapting, matches
 from metadist.learners.anil import Anil, AnilConfig
 from metadist.learners.base import Learner, Meta, Network, Outcome, TaskGradient, plain_meta
 from metadist.learners.boil import Boil, BoilConfig
 from metadist.learners.finetune import Finetune, FinetuneConfig
+from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
@@ -16,6 +18,7 @@ from metadist.learners.reptile import Reptile, ReptileConfig
 
 __all__ = [
     "LEARNERS",
+    "NOT",
     "Anil",
     "AnilConfig",
     "Boil",
@@ -41,8 +44,11 @@ __all__ = [
     "Reptile",
     "ReptileConfig",
     "TaskGradient",
+    "adapting",
     "functional_gradients",
+    "gated",
     "inner_gradient",
     "learner_class",
+    "matches",
     "plain_meta",
 ]

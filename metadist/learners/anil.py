@@ -11,16 +11,11 @@ features, those of the query set, and the adapted head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
-
 from metadist.learners.base import HEAD, Network
-from metadist.learners.gradient import Parameters
 from metadist.learners.maml import InnerLoopConfig, Maml
-from metadist.tasks import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +23,8 @@ class AnilConfig(InnerLoopConfig):
     """ANIL: MAML whose inner loop adapts the head only."""
 
     kind: Literal["anil"] = "anil"
+    #: patterns of the parameters that the adaptation changes; the outer loop trains all of them
+    adapt: list[str] = field(default_factory=lambda: [f"{HEAD}*"])
 
 
 class Anil(Maml):
@@ -38,10 +35,3 @@ class Anil(Maml):
     def __init__(self, config: InnerLoopConfig, network: Network) -> None:
         network.require_head("anil")
         super().__init__(config, network)
-
-    def adapts(self, name: str) -> bool:
-        return name.startswith(HEAD)
-
-    def support_loss(self, start: Parameters, support: Examples) -> Callable[[Parameters], Tensor]:
-        features = self.network.support_features(start, support)  # [rows, features]
-        return lambda head: self.network.cost(self.network.head(head, features), support.y)

@@ -119,31 +119,35 @@ class Network:
         out: Tensor = torch.func.functional_call(self.module, self.fixed | parameters, (support.x,), {"head": False})
         return out
 
+    def part(self, parameters: Parameters, prefix: str) -> Parameters:
+        """The parameters of a part of the model, by their names in it."""
+        every = self.fixed | parameters
+        return {name.removeprefix(prefix): value for name, value in every.items() if name.startswith(prefix)}
+
     def head(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Outputs of the head alone [rows, outputs], from the parameters named `head.…`."""
-        every = self.fixed | parameters
-        own = {name.removeprefix(HEAD): value for name, value in every.items() if name.startswith(HEAD)}
-        out: Tensor = torch.func.functional_call(self.module.head, own, (features,))
+        out: Tensor = torch.func.functional_call(self.module.head, self.part(parameters, HEAD), (features,))
         return out
 
-    def query(self, parameters: Parameters, support: Examples, x: Tensor) -> Tensor:
-        """Outputs on other inputs `x` [rows, outputs], normalised as the model's `norm` says."""
+    def query(self, parameters: Parameters, support: Examples, x: Tensor, head: bool = True) -> Tensor:
+        """Outputs on other inputs `x` [rows, outputs] or features, normalised as the model's `norm` says."""
         parameters = self.fixed | parameters
         norm, rows = getattr(self.module, "norm_kind", None), support.x.shape[0]
         if norm == "single":
-            return self._one_by_one(parameters, support, x)
+            return self._one_by_one(parameters, support, x, head)
         if norm != "support":
-            out: Tensor = torch.func.functional_call(self.module, parameters, (x,))
+            out: Tensor = torch.func.functional_call(self.module, parameters, (x,), {"head": head})
             return out
         both = torch.cat([support.x, x])
-        out = torch.func.functional_call(self.module, parameters, (both,), {"reference": rows})
+        out = torch.func.functional_call(self.module, parameters, (both,), {"reference": rows, "head": head})
         return out[rows:]
 
-    def _one_by_one(self, parameters: Parameters, support: Examples, x: Tensor) -> Tensor:
+    def _one_by_one(self, parameters: Parameters, support: Examples, x: Tensor, head: bool) -> Tensor:
         """Each input in a batch of its own with the support set."""
 
         def alone(row: Tensor) -> Tensor:
-            out: Tensor = torch.func.functional_call(self.module, parameters, (torch.cat([support.x, row[None]]),))
+            both = torch.cat([support.x, row[None]])
+            out: Tensor = torch.func.functional_call(self.module, parameters, (both,), {"head": head})
             return out[-1]
 
         at_once = max(1, ROWS_AT_ONCE // (support.x.shape[0] + 1))

@@ -8,9 +8,10 @@ towards a head that stays where it is. The outer loop trains body and head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from metadist.learners.adapt import NOT
 from metadist.learners.base import HEAD, Network
 from metadist.learners.maml import InnerLoopConfig, Maml
 
@@ -20,6 +21,9 @@ class BoilConfig(InnerLoopConfig):
     """BOIL: MAML whose inner loop adapts everything but the head."""
 
     kind: Literal["boil"] = "boil"
+    #: patterns of the parameters that the adaptation changes, and after a ! of those that it leaves as they are; the
+    #: outer loop trains all of them
+    adapt: list[str] = field(default_factory=lambda: ["*", f"{NOT}{HEAD}*"])
 
 
 class Boil(Maml):
@@ -30,6 +34,3 @@ class Boil(Maml):
     def __init__(self, config: InnerLoopConfig, network: Network) -> None:
         network.require_head("boil")
         super().__init__(config, network)
-
-    def adapts(self, name: str) -> bool:
-        return not name.startswith(HEAD)

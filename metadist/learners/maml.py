@@ -8,13 +8,14 @@ derivative goes through the inner steps. `first_order` drops the second derivati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Generator, Tensor
 
 from metadist.errors import UserError
-from metadist.learners.base import Learner, Meta, Network, plain_meta
+from metadist.learners.adapt import adapting
+from metadist.learners.base import HEAD, Learner, Meta, Network, plain_meta
 from metadist.learners.gradient import Parameters, inner_gradient
 from metadist.learners.remat import rematerialized
 from metadist.tasks import Examples
@@ -30,6 +31,9 @@ class InnerLoopConfig:
     inner_steps: int = 1
     #: adaptation steps at evaluation
     eval_steps: int = 3
+    #: patterns of the parameters that the adaptation changes (`head.*`), and after a ! of those that it leaves as they
+    #: are; the outer loop trains all of them
+    adapt: list[str] = field(default_factory=lambda: ["*"])
     #: drop the second derivatives
     first_order: bool = False
     #: take the inner steps again in the backward pass instead of keeping their graphs: memory that hardly grows with
@@ -71,17 +75,16 @@ class Maml(Learner):
     def init(self, generator: Generator) -> Meta:
         return plain_meta(self.network.fresh(generator))
 
-    def adapts(self, name: str) -> bool:
-        """Whether the inner loop changes a parameter: all of them, but for ANIL and BOIL."""
-        return True
-
     def support_loss(self, start: Parameters, support: Examples) -> Callable[[Parameters], Tensor]:
         """L_support as a function of the parameters that adapt; the others are as in `start`."""
+        if all(name.startswith(HEAD) for name in adapting(start, self.config.adapt)):
+            features = self.network.support_features(start, support)  # [rows, features], the same in all steps
+            return lambda head: self.network.cost(self.network.head(start | head, features), support.y)
         return lambda weights: self.network.cost(self.network.support(start | weights, support), support.y)
 
     def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
         start = meta.parameters
-        weights = {name: w for name, w in start.items() if self.adapts(name)}
+        weights = adapting(start, self.config.adapt)
         step = self._remat_step(start, support) if self.remat else self._step(start, support)
         yield AdaptedWeights(start, support)
         for _ in range(steps):

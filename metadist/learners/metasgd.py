@@ -20,6 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from metadist.errors import UserError
+from metadist.learners.adapt import adapting
 from metadist.learners.base import Learner, Meta, Network, plain_meta
 from metadist.learners.gradient import Parameters, inner_gradient
 from metadist.learners.maml import AdaptedWeights
@@ -36,6 +37,9 @@ class MetaSgdConfig:
     kind: Literal["metasgd"] = "metasgd"
     #: step sizes before training: one for all weights, or [low, high] to draw each one uniformly
     inner_lr: float | list[float] = field(default_factory=lambda: [0.005, 0.1])
+    #: patterns of the parameters that the adaptation changes (`head.*`), and after a ! of those that it leaves as they
+    #: are; the outer loop trains all of them
+    adapt: list[str] = field(default_factory=lambda: ["*"])
     #: adaptation steps in training
     inner_steps: int = 1
     #: adaptation steps at evaluation
@@ -61,7 +65,8 @@ class MetaSgd(Learner):
 
     def init(self, generator: Generator) -> Meta:
         weights = self.network.fresh(generator)
-        step_sizes = {STEP_SIZES + name: self._step_sizes(weight, generator) for name, weight in weights.items()}
+        adapted = adapting(weights, self.config.adapt)
+        step_sizes = {STEP_SIZES + name: self._step_sizes(weight, generator) for name, weight in adapted.items()}
         return plain_meta(weights | step_sizes)
 
     def _step_sizes(self, weight: Tensor, generator: Generator) -> Tensor:
@@ -71,15 +76,17 @@ class MetaSgd(Learner):
         return torch.empty_like(weight).uniform_(low, high, generator=generator)
 
     def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
-        def loss(parameters: Parameters) -> Tensor:
-            return self.network.cost(self.network.support(parameters, support), support.y)
+        start = {name: value for name, value in meta.parameters.items() if not name.startswith(STEP_SIZES)}
 
-        weights = {name: value for name, value in meta.parameters.items() if not name.startswith(STEP_SIZES)}
-        yield AdaptedWeights(weights, support)
+        def loss(parameters: Parameters) -> Tensor:
+            return self.network.cost(self.network.support(start | parameters, support), support.y)
+
+        weights = adapting(start, self.config.adapt)
+        yield AdaptedWeights(start, support)
         for _ in range(steps):
             gradient = inner_gradient(loss, weights)
             weights = {name: w - meta.parameters[STEP_SIZES + name] * gradient[name] for name, w in weights.items()}
-            yield AdaptedWeights(weights, support)
+            yield AdaptedWeights(start | weights, support)
 
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         return self.network.query(adapted.parameters, adapted.support, x)

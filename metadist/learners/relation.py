@@ -93,7 +93,7 @@ class RelationNet(Metric):
 
     def compare(self, memory: Memory, embedded: Tensor) -> Tensor:
         """Relation scores before the sigmoid [rows, ways]."""
-        own = {n.removeprefix(RELATION): v for n, v in memory.parameters.items() if n.startswith(RELATION)}
+        own = self.network.part(memory.parameters, RELATION)
         classes = memory.member.T @ memory.embedded  # [ways, features]
         among = Examples(self._pairs(classes, memory.embedded), memory.support.y, memory.support.ways)
         scores = self.relation.query(own, among, self._pairs(classes, embedded))

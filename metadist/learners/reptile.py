@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from metadist.errors import UserError
+from metadist.learners.adapt import adapting
 from metadist.learners.base import Learner, Meta, Network, TaskGradient, plain_meta
 from metadist.learners.gradient import Parameters, inner_gradient
 from metadist.learners.maml import AdaptedWeights
@@ -41,6 +42,9 @@ class ReptileConfig:
     inner_optimizer: Literal["sgd", "adam"] = "adam"
     #: step size of the adaptation
     inner_lr: float = 0.001
+    #: patterns of the parameters that the adaptation changes (`head.*`), and after a ! of those that it leaves as they
+    #: are, which training leaves as they are too
+    adapt: list[str] = field(default_factory=lambda: ["*"])
     #: adaptation steps in training
     inner_steps: int = 5
     #: adaptation steps at evaluation
@@ -79,21 +83,22 @@ class Reptile(Learner):
         return plain_meta(self.network.fresh(generator))
 
     def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
-        weights = {name: value.detach() for name, value in meta.parameters.items()}
+        start = {name: value.detach() for name, value in meta.parameters.items()}
+        weights = adapting(start, self.config.adapt)
         moments: Moments = {}
-        yield AdaptedWeights(weights, support)
+        yield AdaptedWeights(start, support)
         for step in range(steps):
             part = self._mini_batch(support, step)
 
             def loss(parameters: Parameters, part: Examples = part) -> Tensor:
-                return self.network.cost(self.network.support(parameters, part), part.y)
+                return self.network.cost(self.network.support(start | parameters, part), part.y)
 
             gradient = inner_gradient(loss, weights)
             if self.config.inner_optimizer == "adam":
                 weights, moments = self._adam(weights, gradient, moments, step + 1)
             else:
                 weights = {name: w - self.config.inner_lr * gradient[name] for name, w in weights.items()}
-            yield AdaptedWeights(weights, support)
+            yield AdaptedWeights(start | weights, support)
 
     def _mini_batch(self, support: Examples, step: int) -> Examples:
         rows = support.x.shape[0]

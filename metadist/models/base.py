@@ -36,6 +36,12 @@ class ModelConfig:
     activation: Activation = "relu"
     #: distribution of the initial weights
     init: InitName = "default"
+    #: task-specific layers: a scale and a shift of each channel wherever activations are normalised, or would be;
+    #: parameters named `*.film.*`, which `learner.adapt: ["head.*", "*.film.*"]` adapts with the head alone
+    film: bool = False
+    #: dynamic feature selection: hidden units of a net that computes a factor for every feature from the support set,
+    #: parameters named `gates.*`; null: no gates
+    gates: int | None = None
 
 
 class BaseModel(ABC, nn.Module):  # in this order, in which `higher` can subclass it

@@ -56,10 +56,10 @@ class Cnn(BaseModel):
         bias = config.norm in ("layer", "none")  # see Conv4
         planes = itertools.pairwise([channels, *layers.filters])
         self.convs = nn.ModuleList(nn.Conv2d(a, b, layers.kernel, bias=bias) for a, b in planes)
-        self.conv_norms = nn.ModuleList(Norm(config.norm, filters, 2) for filters in layers.filters)
+        self.conv_norms = nn.ModuleList(Norm(config.norm, filters, 2, config.film) for filters in layers.filters)
         widths = itertools.pairwise([layers.filters[-1] * positions, *layers.hidden])
         self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in widths)
-        self.norms = nn.ModuleList(Norm(config.norm, hidden, 0) for hidden in layers.hidden)
+        self.norms = nn.ModuleList(Norm(config.norm, hidden, 0, config.film) for hidden in layers.hidden)
         self.activation = ACTIVATIONS[config.activation]
 
     def features(self, x: Tensor, reference: int | None) -> Tensor:

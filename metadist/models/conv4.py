@@ -76,7 +76,7 @@ class Conv4(BaseModel):
         # Adam would blow up to full steps.
         bias = config.norm in ("layer", "none")
         self.convs = nn.ModuleList(nn.Conv2d(c, config.width, 3, stride, padding=1, bias=bias) for c in inputs)
-        self.norms = nn.ModuleList(Norm(config.norm, config.width, 2) for _ in inputs)
+        self.norms = nn.ModuleList(Norm(config.norm, config.width, 2, config.film) for _ in inputs)
         self.activation = ACTIVATIONS[config.activation]
 
     def features(self, x: Tensor, reference: int | None) -> Tensor:

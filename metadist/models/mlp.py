@@ -35,7 +35,7 @@ class Mlp(BaseModel):
         widths = [math.prod(input_shape), *config.hidden]
         bias = config.norm in ("layer", "none")  # see Conv4
         self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(Norm(config.norm, width, 0) for width in config.hidden)
+        self.norms = nn.ModuleList(Norm(config.norm, width, 0, config.film) for width in config.hidden)
         self.activation = ACTIVATIONS[config.activation]
 
     def features(self, x: Tensor, reference: int | None) -> Tensor:

@@ -33,6 +33,24 @@ def record_statistics() -> Iterator[dict[nn.Module, Moments]]:
         _recorded.reset(token)
 
 
+class Film(nn.Module):
+    """A scale and a shift of each channel (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
+    AAAI 2018), 1 and 0 at the start.
+
+    Those of a normalisation may be shared by all tasks; these are there to be adapted to each task by gradient steps,
+    where FiLM's own come from another network.
+    """
+
+    def __init__(self, channels: int, positions: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.shape = (-1,) + (1,) * positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias.view(self.shape), x, self.weight.view(self.shape))
+
+
 class Norm(nn.Module):
     """Batch normalisation (Ioffe, Szegedy, 2015), or layer normalisation.
 
@@ -44,13 +62,15 @@ class Norm(nn.Module):
             a model to which queries are shown beside their support set), `layer` each row over channels and positions.
         channels: size of dimension 1.
         positions: number of dimensions after the channels.
+        film: whether a `Film` comes after it, also after none.
     """
 
     eps = 1e-5
 
-    def __init__(self, kind: NormKind, channels: int, positions: int) -> None:
+    def __init__(self, kind: NormKind, channels: int, positions: int, film: bool = False) -> None:
         super().__init__()
         self.kind = kind
+        self.film = Film(channels, positions) if film else None
         if kind != "none":
             self.weight = nn.Parameter(torch.ones(channels))
             self.bias = nn.Parameter(torch.zeros(channels))
@@ -62,6 +82,10 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
         """Normalise [n, channels, …] with the statistics of its first `reference` rows, or of all."""
+        x = self._normalised(x, reference)
+        return x if self.film is None else self.film(x)
+
+    def _normalised(self, x: Tensor, reference: int | None) -> Tensor:
         if self.kind == "none":
             return x
         if self.kind == "layer":

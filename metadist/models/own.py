@@ -154,17 +154,21 @@ class OwnModel(BaseModel):
             if outputs is not None:
                 self.head = head
         self.trunk = module
+        with torch.no_grad():
+            self.feature_shape = tuple(module(x).shape[1:])
 
     def features(self, x: Tensor, reference: int | None) -> Tensor:
         out: Tensor = self.trunk(x)
-        return out
+        return out.flatten(1) if isinstance(self.head, nn.Identity) else out
 
     def initial(self, init: InitName | None, generator: Generator) -> dict[str, Tensor]:
         if init is not None:
             return initial_parameters(self, init, generator)
         seed = int(torch.randint(2**62, (), generator=generator))
         drawn = dict(_seeded(self._build, seed).named_parameters())
-        return {name: drawn[name.removeprefix("trunk.")].detach() for name, _ in self.named_parameters()}
+        fresh = initial_parameters(self, "default", generator)  # of what a learner has added
+        own = {name: name.removeprefix("trunk.") for name in fresh}
+        return {name: drawn[own[name]].detach() if own[name] in drawn else value for name, value in fresh.items()}
 
 
 def own_model(config: OwnModelConfig, input_shape: tuple[int, ...], outputs: int | None) -> BaseModel:

@@ -65,7 +65,7 @@ class Layer(ABC, nn.Module):
         super().__init__()
         self.width = config.width
         self.from_input = nn.Linear(inputs, self.gates * config.width, bias=config.norm in ("layer", "none"))
-        self.norm = Norm(config.norm, self.gates * config.width, 0)
+        self.norm = Norm(config.norm, self.gates * config.width, 0, config.film)
         self.from_state = nn.Linear(config.width, self.gates * config.width, bias=self.bias)
         self.activation = ACTIVATIONS[config.activation]
 

@@ -43,9 +43,9 @@ class Block(nn.Module):
         bias = config.norm in ("layer", "none")  # see Conv4
         channels = [inputs, width, width, width]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=bias) for a, b in itertools.pairwise(channels))
-        self.norms = nn.ModuleList(Norm(config.norm, width, 2) for _ in self.convs)
+        self.norms = nn.ModuleList(Norm(config.norm, width, 2, config.film) for _ in self.convs)
         self.shortcut = nn.Conv2d(inputs, width, 1, bias=bias)
-        self.shortcut_norm = Norm(config.norm, width, 2)
+        self.shortcut_norm = Norm(config.norm, width, 2, config.film)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor, reference: int | None) -> Tensor:

@@ -53,7 +53,7 @@ class StepNorm(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm = Norm(config.norm, config.width, 0)
+        self.norm = Norm(config.norm, config.width, 0, config.film)
 
     def forward(self, x: Tensor, reference: int | None) -> Tensor:
         rows = None if reference is None else reference * x.shape[1]

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from metadist.learners import Learner, Meta
+from metadist.learners import Learner, Meta, matches
 from metadist.outer.server import OuterRule
-from metadist.outer.start import matches
 from metadist.tasks import Episode, TaskDistribution, generator
 
 

@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from metadist.errors import UserError
-from metadist.learners import Meta
+from metadist.learners import Meta, matches
 
 #: names that a message lists of each kind
 SHOWN = 4
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name is one of `patterns` (`head.*`)."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_patterns(field: str, patterns: Sequence[str], names: Iterable[str]) -> None:

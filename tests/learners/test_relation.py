@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metadist.errors import UserError
 from metadist.learners import Learner, Meta, Network, RelationConfig, RelationNet
 from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
+from metadist.models.own import OwnModel
 from metadist.outer import compute_meta_gradient
 from metadist.tasks import Examples, Task
 
@@ -152,6 +153,27 @@ def test_the_module_is_of_the_base_models_features(module: Callable[[], BaseMode
     assert float(loss) == pytest.approx(
         float((1 / (1 + (-outputs).exp()) - nn.functional.one_hot(task.query.y, WAYS)).square().mean())
     )
+
+
+def test_a_frozen_module_is_the_one_that_is_used() -> None:
+    learner = learner_of(conv4("batch"))
+    meta = moved(learner)
+    frozen = {name: value for name, value in meta.parameters.items() if name.startswith("relation.")}
+    rest = {name: value for name, value in meta.parameters.items() if name not in frozen}
+    task = Task(*(Examples(part.x[0], part.y[0], WAYS) for part in batch_of_two()))
+    found = learner.with_frozen(frozen).task_loss(Meta(rest, {}, frozen), task)
+    assert torch.equal(found.loss, learner.task_loss(meta, task).loss)
+
+
+@pytest.mark.parametrize("init", [None, "xavier"])
+def test_a_module_of_ones_own_may_end_with_maps(init: Any) -> None:
+    model = OwnModel(lambda: nn.Conv2d(1, 5, 3, 2, 1), "own.Net", (1, 8, 8), None)
+    learner = RelationNet(RelationConfig(width=3), Network(model, init, "cross_entropy"))
+    parameters, again = (learner.init(torch.Generator().manual_seed(0)).parameters for _ in range(2))
+    assert parameters["relation.blocks.convs.0.weight"].shape == (3, 10, 3, 3)
+    assert all(torch.equal(value, again[name]) for name, value in parameters.items())
+    task = Task(*(Examples(part.x[0].float(), part.y[0], WAYS) for part in batch_of_two()))
+    assert learner.task_loss(Meta(parameters, {}, {}), task).outputs.shape == (WAYS * QUERY, WAYS)
 
 
 @pytest.mark.parametrize("settings", [{"width": 0}, {"hidden": 0}])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from metadist.errors import UserError
 from metadist.learners import Anil, AnilConfig, Maml, MamlConfig, Meta, Network
 from metadist.models import (
     MODELS,
@@ -22,6 +23,7 @@ from metadist.models import (
     ResNet12Config,
     SimpleCnnConfig,
     TransformerConfig,
+    base_model,
 )
 from metadist.outer import check_strategy, compute_meta_gradient
 from metadist.outer.strategy import relative_difference
@@ -132,3 +134,34 @@ def test_the_check_accepts_it_as_it_is(kind: str) -> None:
     found = check_strategy(learner, learner.init(torch.Generator()), random_tasks(shape), "vectorized", "the rule")
     assert (found.strategy, found.reason) == ("vectorized", "the rule")
     assert found.difference < 1e-9
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_film_begins_as_the_identity_and_reaches_the_features(kind: str, norm: str) -> None:
+    (plain, shape), (model, _) = build(kind, norm=norm), build(kind, norm=norm, film=True)
+    meta = {name: value.double() for name, value in model.initial("xavier", torch.Generator().manual_seed(0)).items()}
+    film = [name for name in meta if ".film." in name]
+    assert {name.rpartition(".film.")[2] for name in film} == {"weight", "bias"}
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    features = torch.func.functional_call(model, meta, (x,), {"head": False})
+    without = {name: value for name, value in meta.items() if name not in film}
+    assert torch.equal(torch.func.functional_call(plain, without, (x,), {"head": False}), features)
+    for name in film:  # one factor for all channels may have no effect, where a normalisation follows
+        by_channel = meta[name] + torch.linspace(0, 1, len(meta[name]), dtype=F64)
+        moved = torch.func.functional_call(model, meta | {name: by_channel}, (x,), {"head": False})
+        assert not torch.allclose(moved, features), name
+
+
+def test_film_needs_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Placeless(BaseModel):
+        def __init__(self, config: ModelConfig, shape: tuple[int, ...], outputs: int | None) -> None:
+            super().__init__(config.norm, 4, outputs)
+
+        def features(self, x: torch.Tensor, reference: int | None) -> torch.Tensor:
+            return x
+
+    monkeypatch.setitem(MODELS, MlpConfig, Placeless)
+    assert isinstance(base_model(MlpConfig(), (4,), 3), Placeless)
+    with pytest.raises(UserError, match=r"^model\.film: got True, expected false for mlp"):
+        base_model(MlpConfig(film=True), (4,), 3)

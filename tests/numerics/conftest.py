@@ -20,6 +20,7 @@ from metadist.learners import (
     ProtoNetConfig,
     RelationConfig,
     ReptileConfig,
+    gated,
     learner_class,
 )
 from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
@@ -55,6 +56,13 @@ LEARNERS = {
     "fomamlpp-3": MamlPlusPlusConfig(inner_steps=3, inner_lr=0.2, multi_step_loss_steps=5, first_order_until=1),
     "matching": MatchingConfig(),
     "matching-scaled": MatchingConfig(scale=5.0),
+    "maml-2-film": MamlConfig(inner_steps=2, inner_lr=0.3, adapt=["head.*", "*.film.*"]),
+    "fomaml-2-film": MamlConfig(inner_steps=2, inner_lr=0.3, adapt=["*.film.*"], first_order=True),
+    "metasgd-2-film": MetaSgdConfig(inner_steps=2, adapt=["head.*", "*.film.*"]),
+    "reptile-film": ReptileConfig(inner_lr=0.01, inner_steps=3, inner_batch=4, adapt=["head.*", "*.film.*"]),
+    "maml-2-gates": MamlConfig(inner_steps=2, inner_lr=0.3, adapt=["*", "!gates.*"]),
+    "anil-2-gates": AnilConfig(inner_steps=2, inner_lr=0.3),
+    "protonet-gates": ProtoNetConfig(),
     "relation": RelationConfig(width=3, hidden=4, activation="tanh"),
 }
 EMBEDDINGS = [name for name, config in LEARNERS.items() if learner_class(config.kind).embeds]
@@ -62,13 +70,15 @@ EMBEDDINGS = [name for name, config in LEARNERS.items() if learner_class(config.
 
 def build_learner(name: str, module: BaseModel, loss: str) -> Learner:
     config = LEARNERS[name]
-    return learner_class(config.kind)(config, Network(module, "xavier", loss))
+    network = Network(module, "xavier", loss)
+    return learner_class(config.kind)(config, gated(network, 3) if "gates" in name else network)
 
 
-def build_model(kind: str, norm: str, outputs: int | None, pool: bool = False) -> BaseModel:
+def build_model(kind: str, norm: str, outputs: int | None, pool: bool = False, film: bool = False) -> BaseModel:
     if kind == "mlp":
-        return Mlp(MlpConfig(hidden=[6, 5], norm=norm, activation="tanh"), (4,), outputs)
-    return Conv4(Conv4Config(width=4, layers=2, pool=pool, norm=norm, activation="tanh"), (1, 8, 8), outputs)
+        return Mlp(MlpConfig(hidden=[6, 5], norm=norm, activation="tanh", film=film), (4,), outputs)
+    config = Conv4Config(width=4, layers=2, pool=pool, norm=norm, activation="tanh", film=film)
+    return Conv4(config, (1, 8, 8), outputs)
 
 
 def random_meta(learner: Learner, seed: int = 0) -> Meta:
@@ -104,7 +114,7 @@ def setting() -> Callable[..., tuple[Learner, Meta, Task]]:
     def make(name: str, kind: str, norm: str, pool: bool = False) -> tuple[Learner, Meta, Task]:
         loss = "mse" if kind == "mlp" and name not in EMBEDDINGS else "cross_entropy"
         outputs = None if name in EMBEDDINGS else 2 if loss == "mse" else WAYS
-        learner = build_learner(name, build_model(kind, norm, outputs, pool), loss)
+        learner = build_learner(name, build_model(kind, norm, outputs, pool, "film" in name), loss)
         return learner, random_meta(learner), random_tasks((4,) if kind == "mlp" else (1, 8, 8), loss)
 
     return make

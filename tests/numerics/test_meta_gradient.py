@@ -33,6 +33,8 @@ EMBEDDINGS = ["protonet", "matching-scaled", "relation"]
 LEARNERS += ["matching", "matching-scaled", "relation"]
 LEARNERS += ["mamlpp-3", "mamlpp-last-loss", "mamlpp-one-rate", "mamlpp-one-norm", "fomamlpp-3"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
+LEARNERS += ["maml-2-film", "fomaml-2-film", "metasgd-2-film", "reptile-film"]
+LEARNERS += ["maml-2-gates", "anil-2-gates", "protonet-gates"]
 NORMS = ["batch", "support", "layer", "none"]
 KINDS = ["conv", "mlp"]
 Weights = dict[str, Tensor]
@@ -59,10 +61,23 @@ class Net:
                 scale, shift = w[f"norms.{layer}.weight"], w[f"norms.{layer}.bias"]
                 x = self._normalise(x, source, scale, shift)
                 support = self._normalise(support, support, scale, shift)
+            if f"norms.{layer}.film.weight" in w:
+                scale, shift = (w[f"norms.{layer}.film.{own}"] for own in ("weight", "bias"))
+                scale, shift = (part.reshape(-1, *(1,) * (x.dim() - 2)) for part in (scale, shift))
+                support, x = support * scale + shift, x * scale + shift
             support, x = support.tanh(), x.tanh()
         if self.kind == "conv":
-            x = x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+            support, x = (part.sum((2, 3)) / (part.shape[2] * part.shape[3]) for part in (support, x))
+        if "gates.hidden.weight" in w:
+            x = x * self._gates(w, support)
         return x @ w["head.weight"].T + w["head.bias"] if "head.weight" in w else x
+
+    def _gates(self, w: Weights, support: Tensor) -> Tensor:
+        """Of each feature, from its mean and variance over the support set's rows."""
+        mean = sum(support) / len(support)
+        seen = torch.cat([mean, sum((row - mean) ** 2 for row in support) / len(support)])
+        hidden = (w["gates.hidden.weight"] @ seen + w["gates.hidden.bias"]).tanh()
+        return 2 / (1 + (-w["gates.out.weight"] @ hidden - w["gates.out.bias"]).exp())
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.kind == "mlp":
@@ -101,13 +116,23 @@ def leaves(w: Weights) -> Weights:
     return {name: value.detach().clone().requires_grad_() for name, value in w.items()}
 
 
+def adapts(config: Any, name: str) -> bool:
+    """Whether the inner loop changes a parameter."""
+    is_head = name in ("head.weight", "head.bias")
+    if isinstance(config, AnilConfig | BoilConfig):
+        return is_head == isinstance(config, AnilConfig)
+    if config.adapt == ["*", "!gates.*"]:
+        return not name.startswith("gates.")
+    parts = {"*": True, "head.*": is_head, "*.film.*": "film" in name}
+    return any(parts[pattern] for pattern in config.adapt)
+
+
 def step_size(config: Any, theta: Weights, name: str) -> float | Tensor:
     """What a gradient-based learner multiplies a weight's inner gradient by; 0 for those that do not adapt."""
+    if not adapts(config, name):
+        return 0.0
     if isinstance(config, MetaSgdConfig):
         return theta[f"step_sizes.{name}"]
-    is_head = name in ("head.weight", "head.bias")
-    if (isinstance(config, AnilConfig) and not is_head) or (isinstance(config, BoilConfig) and is_head):
-        return 0.0
     return config.inner_lr
 
 
@@ -173,10 +198,11 @@ def stepwise_loss(net: Net, config: MamlPlusPlusConfig, theta: Weights, task: Ta
 def reptile_weights(net: Net, config: ReptileConfig, theta: Weights, task: Task) -> Weights:
     """φ: the weights after k steps of a stateful optimiser of torch."""
     w = leaves(theta)
+    changing = [value for name, value in w.items() if adapts(config, name)]
     if config.inner_optimizer == "adam":
-        inner = torch.optim.Adam(w.values(), config.inner_lr, betas=(config.beta1, config.beta2), eps=1e-8)
+        inner = torch.optim.Adam(changing, config.inner_lr, betas=(config.beta1, config.beta2), eps=1e-8)
     else:
-        inner = torch.optim.SGD(w.values(), config.inner_lr)
+        inner = torch.optim.SGD(changing, config.inner_lr)
     x, y, _ = task.support
     rows = cycle(range(len(y)))
     for _ in range(config.inner_steps):
@@ -240,7 +266,18 @@ def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strat
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name",
-    ["maml-1", "maml-3", "maml-3-remat", "anil-3", "boil-2", "metasgd-2", "mamlpp-3", *EMBEDDINGS],
+    [
+        "maml-1",
+        "maml-3",
+        "maml-3-remat",
+        "anil-3",
+        "boil-2",
+        "metasgd-2",
+        "mamlpp-3",
+        "maml-2-film",
+        "maml-2-gates",
+        *EMBEDDINGS,
+    ],
 )
 def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
     """Central differences of the loss along random directions; no derivative is taken of the outer loss."""
@@ -308,6 +345,8 @@ def test_counts_correct_rows(setting: Callable, strategy: str) -> None:
         "metasgd-2",
         "matching-scaled",
         "relation",
+        "maml-2-film",
+        "maml-2-gates",
     ],
 )
 def test_strategies_agree_with_max_pooling(setting: Callable, name: str, norm: str, flat_areas: bool) -> None:

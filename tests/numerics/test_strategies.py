@@ -139,6 +139,8 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "metasgd-2",
         "matching-scaled",
         "relation",
+        "metasgd-2-film",
+        "anil-2-gates",
     ],
 )
 @pytest.mark.parametrize("pool", [False, True])

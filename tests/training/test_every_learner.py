@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from metadist.config import build_experiment, parse_job
-from metadist.learners import LEARNERS
-from metadist.outer import Experiment, check_strategy, decode_checkpoint
+from metadist.learners import LEARNERS, plain_meta
+from metadist.outer import Experiment, check_strategy, compute_meta_gradient, decode_checkpoint
 
 TRAINED = [kind for kind, learner in LEARNERS.items() if learner.meta_trains]
 
@@ -57,6 +57,39 @@ def test_vectorised_is_what_runs(kind: str) -> None:
     batch = made.distribution.batch("train", 0, range(2), made.episode, torch.device("cpu"))
     found = check_strategy(made.learner, made.initial(), batch, "vectorized", "the rule")
     assert (found.strategy, found.reason) == ("vectorized", "the rule")
+
+
+ADAM, AVERAGE = {"kind": "adam", "lr": 0.03}, {"kind": "sgd", "lr": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("part", "learner", "optimizer"),
+    [
+        ({"film": True}, {"kind": "maml", "inner_lr": 0.1, "adapt": ["head.*", "*.film.*"]}, ADAM),
+        ({"film": True}, {"kind": "reptile", "inner_lr": 0.02}, AVERAGE),
+        ({"gates": 4}, {"kind": "metasgd", "inner_lr": 0.1, "adapt": ["*", "!gates.*"]}, ADAM),
+    ],
+    ids=["film-maml", "film-reptile", "gates-metasgd"],
+)
+def test_task_representations_train_and_resume(
+    make_run: Callable[..., Any], part: dict, learner: dict, optimizer: dict
+) -> None:
+    model = {"kind": "mlp", "hidden": [8], "norm": "support"} | part
+    made = experiment(learner["kind"], steps=30, model=model, learner=learner, optimizer=optimizer)
+    whole, run = make_run(made), make_run(made)
+    expected = whole.go()
+    assert run.go(stop=lambda: len(run.notes.records) == 4).step == 4
+    assert run.go(resume=True).params_sha256 == expected.params_sha256
+    name = whole.folder.checkpoints()[-1]
+    start, end = made.initial().parameters, decode_checkpoint(whole.folder.read(name), name).state.meta.parameters
+    own = [name for name in start if name.startswith("gates.") or ".film." in name]
+    assert own
+    assert not any(torch.equal(start[name], end[name]) for name in own)
+    tasks = made.distribution.batch("test", 0, range(40), made.episode, torch.device("cpu"))
+    before, after = (
+        float(compute_meta_gradient(made.learner, plain_meta(at), tasks, "vectorized").loss) for at in (start, end)
+    )
+    assert after < 0.95 * before
 
 
 @pytest.mark.parametrize(("lr", "moved"), [(0.0, False), (0.1, True)])
