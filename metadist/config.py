@@ -28,6 +28,7 @@ from metadist.learners import (
     NOT,
     AnilConfig,
     BoilConfig,
+    CaviaConfig,
     FinetuneConfig,
     Learner,
     MamlConfig,
@@ -263,6 +264,7 @@ LearnerKind = (
     | AnilConfig
     | BoilConfig
     | MetaSgdConfig
+    | CaviaConfig
     | ReptileConfig
     | ProtoNetConfig
     | MatchingConfig

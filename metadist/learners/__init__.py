@@ -4,6 +4,7 @@ from metadist.learners.adapt import NOT, adapting, matches
 from metadist.learners.anil import Anil, AnilConfig
 from metadist.learners.base import Learner, Meta, Network, Outcome, TaskGradient, plain_meta
 from metadist.learners.boil import Boil, BoilConfig
+from metadist.learners.cavia import Cavia, CaviaConfig
 from metadist.learners.finetune import Finetune, FinetuneConfig
 from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
@@ -23,6 +24,8 @@ __all__ = [
     "AnilConfig",
     "Boil",
     "BoilConfig",
+    "Cavia",
+    "CaviaConfig",
     "Finetune",
     "FinetuneConfig",
     "Learner",

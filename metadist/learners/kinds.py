@@ -9,6 +9,7 @@ from metadist.errors import UserError
 from metadist.learners.anil import Anil
 from metadist.learners.base import Learner
 from metadist.learners.boil import Boil
+from metadist.learners.cavia import Cavia
 from metadist.learners.finetune import Finetune
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
@@ -25,6 +26,7 @@ _OURS: tuple[type[Learner], ...] = (
     Anil,
     Boil,
     MetaSgd,
+    Cavia,
     Reptile,
     ProtoNet,
     MatchingNet,

@@ -10,6 +10,7 @@ import torch
 from metadist.learners import (
     AnilConfig,
     BoilConfig,
+    CaviaConfig,
     Learner,
     MamlConfig,
     MamlPlusPlusConfig,
@@ -54,6 +55,9 @@ LEARNERS = {
     "mamlpp-one-rate": MamlPlusPlusConfig(inner_steps=2, learn_step_sizes=False, multi_step_loss_steps=5),
     "mamlpp-one-norm": MamlPlusPlusConfig(inner_steps=2, step_norms=False),
     "fomamlpp-3": MamlPlusPlusConfig(inner_steps=3, inner_lr=0.2, multi_step_loss_steps=5, first_order_until=1),
+    "cavia-2": CaviaConfig(inner_steps=2, context=3, layer=2),
+    "focavia-2": CaviaConfig(inner_steps=2, context=3, layer=2, first_order=True),
+    "cavia-concat-2": CaviaConfig(inner_steps=2, context=3, layer=2, conditioning="concat"),
     "matching": MatchingConfig(),
     "matching-scaled": MatchingConfig(scale=5.0),
     "maml-2-film": MamlConfig(inner_steps=2, inner_lr=0.3, adapt=["head.*", "*.film.*"]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metadist.learners import (
     AnilConfig,
     BoilConfig,
+    CaviaConfig,
     MamlPlusPlusConfig,
     MatchingConfig,
     MetaSgdConfig,
@@ -29,14 +30,18 @@ from metadist.tasks import Task, take
 
 LEARNERS = ["maml-1", "maml-3", "fomaml-3", "maml-0", "reptile-sgd-batches", "reptile-adam-batches"]
 LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "foboil-2", "metasgd-1", "metasgd-2"]
-EMBEDDINGS = ["protonet", "matching-scaled", "relation"]
 LEARNERS += ["matching", "matching-scaled", "relation"]
 LEARNERS += ["mamlpp-3", "mamlpp-last-loss", "mamlpp-one-rate", "mamlpp-one-norm", "fomamlpp-3"]
+LEARNERS += ["cavia-2", "focavia-2"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 LEARNERS += ["maml-2-film", "fomaml-2-film", "metasgd-2-film", "reptile-film"]
 LEARNERS += ["maml-2-gates", "anil-2-gates", "protonet-gates"]
+#: those whose meta-gradient is the derivative of a loss, with no term left out
+SLOPES = ["maml-1", "maml-3", "maml-3-remat", "anil-3", "boil-2", "metasgd-2", "mamlpp-3", "cavia-2"]
+SLOPES += ["protonet", "matching-scaled", "relation", "maml-2-film", "maml-2-gates"]
 NORMS = ["batch", "support", "layer", "none"]
 KINDS = ["conv", "mlp"]
+TRANSFORMS = ["scale", "shift"]
 Weights = dict[str, Tensor]
 
 
@@ -55,6 +60,10 @@ class Net:
         name = "convs" if self.kind == "conv" else "layers"
         for layer in range(2):
             weight, bias = w[f"{name}.{layer}.weight"], w.get(f"{name}.{layer}.bias")
+            context = w["context"] if "context" in w and layer == 1 else None
+            if context is not None and "context.scale" not in w:
+                weight = torch.cat([weight, w["context.shift"]], 1)
+                support, x = (torch.cat([part, context.repeat(len(part), 1)], 1) for part in (support, x))
             support, x = (self._linear(part, weight, bias) for part in (support, x))
             if self.norm != "none":
                 source = support if self.norm == "support" else x
@@ -65,6 +74,9 @@ class Net:
                 scale, shift = (w[f"norms.{layer}.film.{own}"] for own in ("weight", "bias"))
                 scale, shift = (part.reshape(-1, *(1,) * (x.dim() - 2)) for part in (scale, shift))
                 support, x = support * scale + shift, x * scale + shift
+            if context is not None and "context.scale" in w:
+                film = [(w[f"context.{name}"] @ context).reshape(-1, *(1,) * (x.dim() - 2)) for name in TRANSFORMS]
+                support, x = (part * (1 + film[0]) + film[1] for part in (support, x))
             support, x = support.tanh(), x.tanh()
         if self.kind == "conv":
             support, x = (part.sum((2, 3)) / (part.shape[2] * part.shape[3]) for part in (support, x))
@@ -172,6 +184,14 @@ def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
         return relation_loss(theta, net.norm, net(theta, x, x), y, net(theta, x, query_x), query_y)
     if isinstance(config, MamlPlusPlusConfig):
         return stepwise_loss(net, config, theta, task)
+    if isinstance(config, CaviaConfig):
+        context = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        for _ in range(2):
+            (step,) = torch.autograd.grad(
+                cost(net(theta | {"context": context}, x, x), y), [context], create_graph=not config.first_order
+            )
+            context = context - 1.0 * step
+        return cost(net(theta | {"context": context}, x, query_x), query_y)
     w = {name: value for name, value in theta.items() if not name.startswith("step_sizes.")}
     for _ in range(config.inner_steps):
         step = grad(cost(net(w, x, x), y), w, graph=True)
@@ -221,7 +241,7 @@ def reference(net: Net, config: Any, theta: Weights, task: Task) -> tuple[Weight
         phi = reptile_weights(net, config, theta, task)
         gradient = {name: value.detach() - phi[name] for name, value in theta.items()}
         return gradient, float(cost(net(phi, x, query_x), query_y))
-    if getattr(config, "first_order", False):
+    if getattr(config, "first_order", False) and not isinstance(config, CaviaConfig):
         w = theta
         for _ in range(config.inner_steps):
             step = grad(cost(net(w, x, x), y), w)
@@ -243,11 +263,13 @@ def relative_error(found: Weights, expected: Weights) -> float:
 
 
 @pytest.mark.parametrize("strategy", ["loop", "vectorized"])
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("name", "norm"),
-    [(name, norm) for name in LEARNERS for norm in NORMS]
-    + [(name, "single") for name in ("maml-3", "fomaml-3", "reptile-adam-batches", "protonet", "mamlpp-3")],
+    ("name", "kind", "norm"),
+    [
+        *product(LEARNERS, KINDS, NORMS),
+        *product(["maml-3", "fomaml-3", "reptile-adam-batches", "protonet", "mamlpp-3"], KINDS, ["single"]),
+        *product(["cavia-concat-2"], ["mlp"], ["none", "layer"]),
+    ],
 )
 def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strategy: str) -> None:
     learner, meta, batch = setting(name, kind, norm)
@@ -264,21 +286,7 @@ def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strat
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "maml-1",
-        "maml-3",
-        "maml-3-remat",
-        "anil-3",
-        "boil-2",
-        "metasgd-2",
-        "mamlpp-3",
-        "maml-2-film",
-        "maml-2-gates",
-        *EMBEDDINGS,
-    ],
-)
+@pytest.mark.parametrize("name", SLOPES)
 def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
     """Central differences of the loss along random directions; no derivative is taken of the outer loss."""
     learner, meta, batch = setting(name, kind, norm)
