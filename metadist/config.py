@@ -196,6 +196,31 @@ class InitFromConfig:
 
 
 @dataclass(frozen=True)
+class PretrainConfig:
+    """Supervised pre-training on all training classes (`metadist pretrain`); says nothing about meta-training."""
+
+    #: passes over the training images
+    epochs: int = 20
+    #: images per step, of all workers together
+    batch: int = 64
+    #: share of each training class's images that is held out, to choose the best epoch by
+    holdout: float = 0.1
+    #: head over the training classes: `linear`, or `cosine` (Baseline++)
+    head: Literal["linear", "cosine"] = "linear"
+    #: factor on the cosines of a cosine head
+    scale: float = 10.0
+    #: the step; its schedule and average are over all steps of the pre-training
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, epochs=1, batch=1)
+        if not 0 <= self.holdout < 1:
+            raise UserError("holdout", self.holdout, "a share from 0 to below 1")
+        if not self.scale > 0:
+            raise UserError("scale", self.scale, "a number above 0")
+
+
+@dataclass(frozen=True)
 class TuneConfig:
     """A sweep over the job's fields (`metadist tune`); says nothing about a single run."""
 
@@ -305,6 +330,7 @@ class Job:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
 
     def __post_init__(self) -> None:
@@ -571,10 +597,11 @@ def _hint(hint: Any, value: Any) -> str:
 
 
 def job_dict(job: Job) -> dict[str, Any]:
-    """The resolved job as plain data, every default filled in; `tune` only where there is one."""
+    """The resolved job as plain data, every default filled in; `pretrain` and `tune` only where there are any."""
     content = dataclasses.asdict(job)
-    if job.tune == TuneConfig():
-        del content["tune"]
+    for name, default in (("pretrain", PretrainConfig()), ("tune", TuneConfig())):
+        if getattr(job, name) == default:
+            del content[name]
     return content
 
 
@@ -584,7 +611,7 @@ def dump_job(job: Job) -> str:
 
 
 #: sections that say where a job runs and what it is called, not what it computes
-PLACEMENT = ("name", "runtime", "storage", "resources", "tracking", "tune")
+PLACEMENT = ("name", "runtime", "storage", "resources", "tracking", "pretrain", "tune")
 #: keys of `data` that say where the images come from; what they are is in the store's sha
 DATA_PLACEMENT = ("source", "cache", "skip_bad")
 
@@ -605,6 +632,18 @@ def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
     if not job.freeze:
         del content["freeze"]
     return content | {"threads": job.resources.threads}
+
+
+def pretrain_identity(job: Job, store: ClassStore, steps: int) -> dict[str, Any]:
+    """What a pre-training's results are a function of, its number of workers included."""
+    whole = identity(job, store)
+    settings = dataclasses.asdict(job.pretrain)
+    workers = job.resources.most if job.runtime == "ray" else 1
+    return {key: whole[key] for key in ("seed", "data", "model", "threads")} | {
+        "pretrain": settings,
+        "workers": workers,
+        "steps": steps,
+    }
 
 
 def identity_sha256(content: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ def _app() -> typer.Typer:
     from metadist.cli.jobs import app as jobs_app
     from metadist.cli.keys import keys_command
     from metadist.cli.kinds import list_command
+    from metadist.cli.pretrain import pretrain_command
     from metadist.cli.reproduce import reproduce_command
     from metadist.cli.runs import app as runs_app
     from metadist.cli.submit import submit_command
@@ -49,6 +50,7 @@ def _app() -> typer.Typer:
     )
     app.callback()(_root)
     app.command("train")(train_command)
+    app.command("pretrain")(pretrain_command)
     app.command("tune")(tune_command)
     app.command("evaluate")(evaluate_command)
     app.command("compare")(compare_command)

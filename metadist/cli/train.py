@@ -116,13 +116,14 @@ def train_shown(
             if job is not None:
                 summary = train_job(job, display, options)
             else:
-                summary = resume_run(str(resume), lambda old: _placed(old, overrides), display, options)
+                summary = resume_run(str(resume), lambda old: placed(old, overrides), display, options)
     show_summary(summary)
     code = 0 if stop.signal is None else 128 + stop.signal
     return summary, code
 
 
-def _placed(job: Job, overrides: list[str]) -> Job:
+def placed(job: Job, overrides: list[str]) -> Job:
+    """The job with some values changed, as `--set` does."""
     from metadist.config import job_dict, parse_job, set_value
 
     content = job_dict(job)

@@ -8,3 +8,5 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 # What fails because something that it was to read is lost is told by the loop, in one sentence.
 os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+# Ray Train's workers stay in the driver's working folder, where a user's own modules are.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")

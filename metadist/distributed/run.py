@@ -108,6 +108,9 @@ def resume_run(location: str, place: Callable[[Job], Job], display: Observer, op
         place: changes the job's placement (workers, storage, tracking); whatever else it changes is refused.
     """
     folder, job, about = open_run(location)
+    if about.get("kind") == "pretrain":
+        hint = "`metadist pretrain` goes on with it; --set init_from.path=RUN_DIR starts a job from it."
+        raise UserError("--run" if options.run else "--resume", location, "the run of a meta-training", hint)
     changed = place(job)
     prepared = _prepare(changed, about["run"], display, options)
     prepared = replace(prepared, experiment=replace(prepared.experiment, start=read_frozen(folder)))
@@ -244,7 +247,7 @@ def _run(
 
             display.say(loss_notice())
         # Only now is there anything to write down: a job that cannot start leaves nothing behind.
-        held = _hold(folder, job, resume)
+        held = hold_folder(folder, job, resume)
         if resume is None:
             keep_frozen(held, prepared.experiment.initial().frozen)
         logs.keep_in(held)
@@ -279,7 +282,7 @@ def _metered(display: Observer, prepared: _Prepared) -> Observer:
     return MeteredDisplay(display, prepared.run, prepared.job.tasks.batch)
 
 
-def _hold(folder: RunFolder, job: Job, resume: str | None) -> RunFolder:
+def hold_folder(folder: RunFolder, job: Job, resume: str | None) -> RunFolder:
     """The folder with its lease and its job file; a new one that cannot be written is not left half made."""
     try:
         held = folder.acquire()
