@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,20 @@ from metadist.errors import UserError
 from metadist.paper.rows import Row, Setting, find_rows, read_table
 from metadist.paper.summary import read_summary, summarize
 from metadist.paper.table import row_state, write_results
-from metadist.training.comparison import SCORES, TaskSet, parse_scores
+from metadist.training.comparison import SCORES, parse_scores
 from metadist.training.run_folder import RunFolder
 from metadist.training.run_list import is_finished
 
 TABLE = Path("jobs/paper")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How rows are run, beside what they say."""
+
+    overrides: list[str]
+    data: str | None
+    address: str | None
 
 
 def reproduce_command(
@@ -30,6 +40,7 @@ def reproduce_command(
     every: bool = typer.Option(False, "--all", help="Every row that needs no GPU."),
     seeds: str | None = typer.Option(None, help="Of the rows' seeds, these, separated by commas."),
     overrides: list[str] = typer.Option([], "--set", help="dotted.key=value; placement and data.source only."),
+    data: str | None = typer.Option(None, help="A copy of the data that rows judge another row's runs on."),
     table: Path = typer.Option(TABLE, help="Folder of the table, with its rows.yaml."),
     address: str | None = typer.Option(None, help="A Ray cluster's address; an embedded Ray without it."),
     listing: bool = typer.Option(False, "--list", help="Show the rows and what there is of them; run nothing."),
@@ -53,7 +64,7 @@ def reproduce_command(
         _check(row, overrides)
     done: list[dict[str, Any]] = []
     for row, seed in plan:
-        location = _reproduce(row, seed, overrides, address, _queries(settings, row))
+        location = _reproduce(row, seed, _queries(settings, row), _Options(overrides, data, address))
         done.append({"row": row.id, "seed": seed, "summary": str(row.summary(seed)), "run_dir": location})
         page = write_results(table)
     typer.echo(f"wrote {page}", err=True)
@@ -95,43 +106,53 @@ def _check(row: Row, overrides: list[str]) -> None:
             )
 
 
-def _reproduce(row: Row, seed: int, overrides: list[str], address: str | None, queries: list[int]) -> str | None:
+def _reproduce(row: Row, seed: int, queries: list[int], options: _Options) -> str | None:
     """Run one seed of a row to its end and write its summary, unless it is there; returns the run's folder."""
-    from metadist.distributed.run import open_run
-
-    sha, path = row.job_sha256(), row.summary(seed)
-    if path.exists() and read_summary(path).job_sha256 == sha:
+    path = row.summary(seed)
+    if path.exists() and read_summary(path).job_sha256 == row.job_sha256():
         typer.echo(f"· {row.id}, seed {seed}: {path} is there", err=True)
         return None
-    # With the job's sha in its name, a run of a job that was changed since is not taken for one of this.
-    name = f"{row.setting}-{row.name}-seed{seed}-{sha[:8]}"
-    job = load_job(str(row.job), [*overrides, f"seed={seed}", f"name={name}"])
-    folder = RunFolder(f"{job.storage.rstrip('/')}/{name}")
-    typer.echo(f"· {row.id}, seed {seed}: {folder.location}", err=True)
-    if not is_finished(folder):
-        summary, code = train_shown(job, None, [], {"address": address, "run": name})
-        if code or summary["outcome"] == "stopped":
-            raise typer.Exit(code)
-    tests = _tests(folder, queries, address)
-    folder, job, about = open_run(folder.location)
-    made = summarize(row, seed, job, about, folder.read_json("summary.json"), tests)
+    folder = _trained(row.trained, seed, options)
+    if row.config.judged is None:
+        known = {test.protocol["query"]: test for test in parse_scores(folder.read_json(SCORES), folder.location)}
+        figures = folder.read_json("summary.json")["test"]
+    else:
+        known, figures = {}, None
+    for query in queries:
+        if query not in known:
+            result = _judge(row, folder, query, options)
+            known[query], figures = result["scores"], figures or result["test"]
+    made = summarize(row, seed, folder, figures, [known[query] for query in queries])
     RunFolder(str(path.parent)).write(path.name, made.dump().encode())
     return folder.location
 
 
-def _tests(folder: RunFolder, queries: list[int], address: str | None) -> list[TaskSet]:
-    """What a finished run scores with each number of query examples; those that its tests lack are judged now."""
+def _trained(row: Row, seed: int, options: _Options) -> RunFolder:
+    """The folder of a row's finished run, which is trained, or goes on, if need be."""
+    # With the job's sha in its name, a run of a job that was changed since is not taken for one of this.
+    name = f"{row.setting}-{row.name}-seed{seed}-{row.job_sha256()[:8]}"
+    job = load_job(str(row.job), [*options.overrides, f"seed={seed}", f"name={name}"])
+    folder = RunFolder(f"{job.storage.rstrip('/')}/{name}")
+    typer.echo(f"· {row.id}, seed {seed}: {folder.location}", err=True)
+    if not is_finished(folder):
+        summary, code = train_shown(job, None, [], {"address": options.address, "run": name})
+        if code or summary["outcome"] == "stopped":
+            raise typer.Exit(code)
+    return folder
+
+
+def _judge(row: Row, folder: RunFolder, query: int, options: _Options) -> dict[str, Any]:
+    """Judge a finished run with so many query examples per class, as the row says."""
     from metadist.distributed.evaluate import EvaluationRequest, evaluate_run
     from metadist.distributed.run import RunOptions
 
-    known = {test.protocol["query"]: test for test in parse_scores(folder.read_json(SCORES), folder.location)}
-    for query in queries:
-        if query not in known:
-            with Display(0, 0) as display, image_progress() as progress:
-                options = RunOptions(address, data_progress=progress)
-                result = evaluate_run(folder.location, EvaluationRequest(query=query), display, options)
-            known[query] = result["scores"]
-    return [known[query] for query in queries]
+    request = EvaluationRequest(query=query)
+    if (judged := row.config.judged) is not None:
+        data = (options.data or judged.data) if judged.data is not None else None
+        request = EvaluationRequest(query=query, data=data, norm=judged.norm, overrides=judged.set)
+    with Display(0, 0) as display, image_progress() as progress:
+        display.say(f"judging {folder.location} with {query} query examples")
+        return evaluate_run(folder.location, request, display, RunOptions(options.address, data_progress=progress))
 
 
 def _list(rows: list[Row], as_json: bool) -> None:

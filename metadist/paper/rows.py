@@ -7,7 +7,7 @@ of its seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,11 +31,27 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A row without a job of its own: the runs of another one, judged on other data or in another way."""
+
+    #: SETTING/ROW whose runs they are
+    row: str
+    #: source of the images, see `metadist evaluate --data`
+    data: str | None = None
+    #: normalisation, see `metadist evaluate --norm`
+    norm: str | None = None
+    #: `dotted.key=value` settings, see `metadist evaluate --set`
+    set: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class RowConfig:
     """What the table knows of a row beside its job."""
 
     #: the job is run once with each of them
     seeds: list[int] = field(default_factory=lambda: [0])
+    #: judges another row's runs
+    judged: Judged | None = None
     #: gpu: left out of `--all`
     needs: Literal["cpu", "gpu"] = "cpu"
     #: what the paper reports in this setting
@@ -94,8 +110,18 @@ class Row:
         return f"{self.setting}/{self.name}"
 
     @property
+    def trained(self) -> Row:
+        """The row whose job its runs are of: itself, unless it judges another one's."""
+        if self.config.judged is None:
+            return self
+        setting, _, name = self.config.judged.row.partition("/")
+        return Row(self.folder, setting, name, RowConfig(seeds=self.config.seeds))
+
+    @property
     def job(self) -> Path:
         """Its job file."""
+        if self.config.judged is not None:
+            return self.trained.job
         return self.folder / self.setting / f"{self.name}.yaml"
 
     def summary(self, seed: int) -> Path:
@@ -103,9 +129,13 @@ class Row:
         return self.folder / self.setting / self.name / f"seed-{seed}.json"
 
     def job_sha256(self) -> str:
-        """Of what its job file says to compute; the file is checked first."""
+        """Of what its job file says to compute, and of how the runs are judged; the file is checked first."""
         load_job(str(self.job))
-        return content_sha256(read_mapping(str(self.job)))
+        content = read_mapping(str(self.job))
+        if self.config.judged is not None:
+            # Its data is named as the data of a job is: the content counts, which is in the protocol.
+            content |= {"judged": asdict(replace(self.config.judged, data=None))}
+        return content_sha256(content)
 
 
 @dataclass(frozen=True)
@@ -124,7 +154,15 @@ def read_table(folder: Path) -> list[Setting]:
         UserError: it cannot be read, or something in it is wrong; job files are not looked at.
     """
     content = read_mapping(str(folder / ROWS))
-    return [_setting(folder, name, value) for name, value in content.items()]
+    table = [_setting(folder, name, value) for name, value in content.items()]
+    trained = [row.id for setting in table for row in setting.rows if row.config.judged is None]
+    for setting in table:
+        for row in setting.rows:
+            if row.config.judged is not None and row.config.judged.row not in trained:
+                name = row.config.judged.row
+                hint = nearest(name, trained)
+                raise UserError(f"{setting.name}.rows.{row.name}.judged.row", name, "a row with a job of its own", hint)
+    return table
 
 
 def _setting(folder: Path, name: str, content: Any) -> Setting:

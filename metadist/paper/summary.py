@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import metadist
-from metadist.config import Job
+from metadist.config import parse_job, parse_yaml
 from metadist.errors import UserError
 from metadist.paper.rows import Row
 from metadist.training.comparison import TaskSet, parse_scores
+from metadist.training.run_folder import RunFolder
 
 #: significant digits of a task's loss
 _DIGITS = 4
@@ -76,15 +78,15 @@ def _short(one: TaskSet) -> TaskSet:
     return replace(one, scores=scores, from_scratch=scratch)
 
 
-def summarize(
-    row: Row, seed: int, job: Job, about: dict[str, Any], summary: dict[str, Any], tests: list[TaskSet]
-) -> RunSummary:
+def summarize(row: Row, seed: int, folder: RunFolder, figures: Mapping[str, Any], tests: list[TaskSet]) -> RunSummary:
     """The summary of a finished run.
 
     Args:
-        about: the run folder's `run.json`.
-        summary: its `summary.json`.
+        folder: the run's.
+        figures: its final evaluation, or the one that the row is about.
     """
+    job = parse_job(parse_yaml(folder.read("job.yaml").decode(), folder.location))
+    about, summary = folder.read_json("run.json"), folder.read_json("summary.json")
     episode = job.tasks.training_episode()
     machine = dict(about["fingerprint"])
     software = {name: machine.pop(name) for name in ("python", "torch", "numpy")}
@@ -106,7 +108,7 @@ def summarize(
         compute_seconds=summary["compute_seconds"],
         episode={"ways": episode.ways, "shots": episode.shots, "query": episode.query},
         inner_steps=getattr(job.learner, "inner_steps", None),
-        figures={name: summary["test"][name] for name in ("precision", "recall", "f1") if summary["test"][name]},
+        figures={name: figures[name] for name in ("precision", "recall", "f1") if figures[name] is not None},
         tests=tests,
     )
 

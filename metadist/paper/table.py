@@ -212,7 +212,7 @@ def _table(heads: Sequence[str], states: Sequence[RowState], cells: Callable[[Ro
 
 def _link(state: RowState) -> str:
     mark = " (out of date)" if state.outdated else ""
-    return f"[{state.row.name}]({state.row.setting}/{state.row.name}.yaml){mark}"
+    return f"[{state.row.name}]({state.row.trained.setting}/{state.row.job.name}){mark}"
 
 
 def _seeds(state: RowState) -> str:

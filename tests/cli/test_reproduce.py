@@ -119,6 +119,29 @@ def test_mistakes(metadist: Callable[..., Any], table: Path, arguments: list[str
     assert not (table / "RESULTS.md").exists()
 
 
+def test_a_row_that_judges_another_ones_runs(metadist: Callable[..., Any], table: Path) -> None:
+    """It trains that row's job if need be, and its figures are those of `metadist evaluate`."""
+    (table / "rows.yaml").write_text(ROWS + """\
+longer:
+  title: More steps
+  queries: [3]
+  rows:
+    b: {judged: {row: waves/b, set: [learner.eval_steps=5]}}
+""")  # fmt: skip
+    ended = metadist("reproduce", "longer/b", "--json")
+    assert ended.code == 0, ended.err
+    (made,) = ended.result["rows"]
+    assert Path(made["run_dir"]).name.startswith("waves-b-seed0-")
+    content = json.loads((table / "longer" / "b" / "seed-0.json").read_text())
+    judged = metadist("evaluate", made["run_dir"], "--query", "3", "--steps", "5", "--json").result["test"]
+    assert content["tests"][0]["steps"] == 5
+    assert np.mean(content["tests"][0]["scores"]) == pytest.approx(judged["loss"], rel=1e-3)
+    assert content["step"] == 4
+    assert states(metadist)["longer/b"]["state"] == "done"
+    assert states(metadist)["waves/b"]["missing"] == [0]
+    assert "[b](waves/b.yaml)" in (table / "RESULTS.md").read_text()
+
+
 def test_a_row_without_a_job(metadist: Callable[..., Any], table: Path) -> None:
     (table / "waves" / "b.yaml").unlink()
     ended = metadist("reproduce", "waves/b")

@@ -58,6 +58,8 @@ def test_rows_by_name(tmp_path: Path) -> None:
             "98.7",
             "digits.rows.maml.paper: got 98.7, expected a sec",
         ),
+        ("needs: gpu", "judged: {row: digits/mam}", "waves.rows.big.judged.row: got .* Did you mean 'digits/maml'?"),
+        ("needs: gpu", "judged: {row: waves/big}", "waves.rows.big.judged.row: got .* with a job of its own"),
         ("needs: gpu", "needs: tpu", "waves.rows.big.needs: got 'tpu', expected one of cpu, gpu"),
         ("[0, 2]", "[0, 0]", "digits.rows.maml.seeds: got .*, expected different whole numbers"),
         ("[0, 2]", "[]", "digits.rows.maml.seeds: got"),
