@@ -61,7 +61,7 @@ def reproduce_command(
     chosen = find_rows(settings, rows) if rows else _without_gpu(settings)
     plan = [(row, seed) for row in chosen for seed in _seeds(row, seeds)]
     for row, _ in plan:  # before any of them takes its time
-        _check(row, overrides)
+        _check(row.trained, overrides)
     done: list[dict[str, Any]] = []
     for row, seed in plan:
         location = _reproduce(row, seed, _queries(settings, row), _Options(overrides, data, address))

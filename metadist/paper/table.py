@@ -182,9 +182,9 @@ def _trained(done: Sequence[RowState]) -> list[str]:
         run = state.runs[0]
         tests, e = run.tests[0], run.episode
         episode = f"{e['ways']}-way {e['shots']}-shot, {e['query']} query" if tests.rows else f"{e['shots']} points"
-        inner = f"{'–' if run.inner_steps is None else run.inner_steps} → {tests.steps}"
+        inner = "–" if run.inner_steps is None and not tests.steps else f"{run.inner_steps or 0} → {tests.steps}"
         times = (np.mean([getattr(run, name) for run in state.runs]) for name in ("train_seconds", "compute_seconds"))
-        figures = [f"{run.figures[name]:.4f}" if name in run.figures else "" for name in ("recall", "f1")]
+        figures = [_mean([run.figures[name] for run in state.runs if name in run.figures]) for name in ("recall", "f1")]
         cost = [f"{run.step:,}", f"{run.training_tasks:,}", *(f"{seconds / 60:.1f} min" for seconds in times)]
         return [episode, inner, tests.norm, *cost, *figures, f"`{run.job_sha256[:12]}`"]
 
@@ -221,6 +221,10 @@ def _seeds(state: RowState) -> str:
 
 def _number(value: float, test: TaskSet, sign: str = "") -> str:
     return f"{100 * value:{sign}.2f}" if test.rows else f"{value:{sign}.4f}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.4f}" if values else ""
 
 
 def _figure(judged: Judged | None) -> str:

@@ -128,7 +128,7 @@ longer:
   rows:
     b: {judged: {row: waves/b, set: [learner.eval_steps=5]}}
 """)  # fmt: skip
-    ended = metadist("reproduce", "longer/b", "--json")
+    ended = metadist("reproduce", "longer/b", "--set", "resources.workers=1", "--json")
     assert ended.code == 0, ended.err
     (made,) = ended.result["rows"]
     assert Path(made["run_dir"]).name.startswith("waves-b-seed0-")
