@@ -53,6 +53,7 @@ from metadist.models import (
     MnistNetConfig,
     ResNet12Config,
     SimpleCnnConfig,
+    TorchvisionConfig,
     TransformerConfig,
     base_model,
     own_model_config,
@@ -278,6 +279,7 @@ ModelKind = (
     | MnistNetConfig
     | SimpleCnnConfig
     | ResNet12Config
+    | TorchvisionConfig
     | LstmConfig
     | GruConfig
     | TransformerConfig

@@ -12,6 +12,7 @@ from metadist.models.own import OwnModelConfig, own_model_config
 from metadist.models.recurrent import Gru, GruConfig, Lstm, LstmConfig
 from metadist.models.resnet12 import ResNet12, ResNet12Config
 from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
+from metadist.models.torchvision_nets import TorchvisionConfig, TorchvisionNet
 from metadist.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "ResNet12Config",
     "SimpleCnn",
     "SimpleCnnConfig",
+    "TorchvisionConfig",
+    "TorchvisionNet",
     "Transformer",
     "TransformerConfig",
     "base_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -47,3 +48,10 @@ def initial_parameters(module: nn.Module, init: InitName, generator: Generator) 
             value.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
         fresh[name] = value
     return fresh
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The module that `build` makes, as its class draws it after `seed`; torch's own generator stays where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()

@@ -15,6 +15,7 @@ from metadist.models.own import OwnModelConfig, own_model
 from metadist.models.recurrent import Gru, GruConfig, Lstm, LstmConfig
 from metadist.models.resnet12 import ResNet12, ResNet12Config
 from metadist.models.simple_cnn import SimpleCnn, SimpleCnnConfig
+from metadist.models.torchvision_nets import TorchvisionConfig, TorchvisionNet
 from metadist.models.transformer import Transformer, TransformerConfig
 
 #: what makes a model of its settings, the shape of an input, and the number of outputs (`None`: no head)
@@ -24,6 +25,7 @@ MODELS: dict[type[Any], Callable[[Any, tuple[int, ...], int | None], BaseModel]]
     MnistNetConfig: MnistNet,
     SimpleCnnConfig: SimpleCnn,
     ResNet12Config: ResNet12,
+    TorchvisionConfig: TorchvisionNet,
     LstmConfig: Lstm,
     GruConfig: Gru,
     TransformerConfig: Transformer,

@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 
 from metadist.errors import UserError
 from metadist.models.base import BaseModel
-from metadist.models.initial import InitName, initial_parameters
+from metadist.models.initial import InitName, initial_parameters, seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class OwnModel(BaseModel):
     def __init__(
         self, build: Callable[[], nn.Module], kind: str, input_shape: tuple[int, ...], outputs: int | None
     ) -> None:
-        module = _seeded(build, 0)
+        module = seeded(build, 0)
         x = torch.randn(2, *input_shape, generator=Generator().manual_seed(0))
         found = _probe(module, x, kind)
         if outputs is not None and found.shape != (2, outputs):
@@ -165,7 +165,7 @@ class OwnModel(BaseModel):
         if init is not None:
             return initial_parameters(self, init, generator)
         seed = int(torch.randint(2**62, (), generator=generator))
-        drawn = dict(_seeded(self._build, seed).named_parameters())
+        drawn = dict(seeded(self._build, seed).named_parameters())
         fresh = initial_parameters(self, "default", generator)  # of what a learner has added
         own = {name: name.removeprefix("trunk.") for name in fresh}
         return {name: drawn[own[name]].detach() if own[name] in drawn else value for name, value in fresh.items()}
@@ -195,7 +195,7 @@ def own_model(config: OwnModelConfig, input_shape: tuple[int, ...], outputs: int
             raise UserError("model.kind", config.kind, expected) from error
 
     if issubclass(found, BaseModel):
-        made = _seeded(build, 0)
+        made = seeded(build, 0)
         assert isinstance(made, BaseModel)
         return made
     model = OwnModel(build, config.kind, input_shape, outputs)
@@ -203,13 +203,6 @@ def own_model(config: OwnModelConfig, input_shape: tuple[int, ...], outputs: int
         expected = "a module that ends in a layer called head, or has no parameter outputs, for a learner that embeds"
         raise UserError("model.kind", config.kind, expected)
     return model
-
-
-def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The module as its class draws it after `seed`; torch's own generator stays where it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
 
 
 def _probe(module: nn.Module, x: Tensor, kind: str) -> Tensor:

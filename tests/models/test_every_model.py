@@ -22,6 +22,7 @@ from metadist.models import (
     ModelConfig,
     ResNet12Config,
     SimpleCnnConfig,
+    TorchvisionConfig,
     TransformerConfig,
     base_model,
 )
@@ -33,12 +34,13 @@ F64 = torch.float64
 WAYS, TASKS = 3, 2
 
 #: settings of a small net, and the shape of its inputs
-SMALL: dict[str, tuple[ModelConfig, tuple[int, ...]]] = {
+SMALL: dict[str, tuple[ModelConfig | TorchvisionConfig, tuple[int, ...]]] = {
     "conv4": (Conv4Config(width=4, layers=2), (1, 8, 8)),
     "mlp": (MlpConfig(hidden=[6, 5]), (4,)),
     "mnist_net": (MnistNetConfig(filters=[3, 4], hidden=5), (2, 8, 7)),
     "simple_cnn": (SimpleCnnConfig(), (1, 16, 17)),
     "resnet12": (ResNet12Config(widths=[3, 4, 5, 6]), (2, 16, 18)),
+    "torchvision": (TorchvisionConfig(name="shufflenet_v2_x0_5"), (3, 32, 32)),
     "lstm": (LstmConfig(width=5, layers=2), (1, 4, 6)),
     "gru": (GruConfig(width=5, readout="mean"), (5, 2)),
     "transformer": (TransformerConfig(width=6, heads=2, hidden=5), (5, 2)),
@@ -102,11 +104,15 @@ def test_only_reference_rows_make_statistics(kind: str, norm: str) -> None:
     assert moved == (norm in ("batch", "support"))
 
 
-@pytest.mark.parametrize("norm", ["support", "none"])
-@pytest.mark.parametrize("kind", SMALL)
+#: fifty layers normalised over six rows have gradients in which every error of rounding grows by a million
+EXACT = [(kind, norm) for kind in SMALL for norm in (["layer"] if kind == "torchvision" else ["support", "none"])]
+
+
+@pytest.mark.parametrize(("kind", "norm"), EXACT)
 def test_the_meta_gradient_is_exact(kind: str, norm: str) -> None:
     """Vectorised it is that of the plain loop, and both are the slope of the outer loss (central differences)."""
-    model, shape = build(kind, norm=norm, activation="tanh")
+    smooth = {"activation": "tanh"} if isinstance(SMALL[kind][0], ModelConfig) else {}  # torchvision's has its own
+    model, shape = build(kind, norm=norm, **smooth)
     learner = Maml(MamlConfig(inner_steps=2, inner_lr=0.1), Network(model, "xavier", "cross_entropy"))
     meta, batch = moved_meta(learner), random_tasks(shape)
     model.double()

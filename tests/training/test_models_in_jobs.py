@@ -18,6 +18,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mnist_net": {"filters": [3, 4], "hidden": 5},
     "simple_cnn": {},
     "resnet12": {"widths": [2, 3, 4, 5]},
+    "torchvision": {"name": "shufflenet_v2_x0_5"},
     "lstm": {"width": 4},
     "gru": {"width": 4, "layers": 2},
     "transformer": {"width": 4, "heads": 2, "hidden": 5},
@@ -31,7 +32,12 @@ def test_none_is_left_out() -> None:
 def experiment(kind: str) -> Experiment:
     content = {
         "steps": 3,
-        "data": {"source": "sklearn:digits", "size": 16, "split": {"train": [0, 1, 2, 3], "valid": [4, 5], "test": 4}},
+        "data": {
+            "source": "sklearn:digits",
+            "size": 32 if kind == "torchvision" else 16,
+            "channels": 3 if kind == "torchvision" else 1,
+            "split": {"train": [0, 1, 2, 3], "valid": [4, 5], "test": 4},
+        },
         "tasks": {"ways": 2, "shots": 1, "query": 2, "batch": 3, "chunk": 2},
         "model": {"kind": kind, **MODELS[kind]},
         "learner": {"inner_lr": 0.1},
