@@ -40,7 +40,7 @@ def experiment(kind: str) -> Experiment:
         },
         "tasks": {"ways": 2, "shots": 1, "query": 2, "batch": 3, "chunk": 2},
         "model": {"kind": kind, **MODELS[kind]},
-        "learner": {"inner_lr": 0.1},
+        "learner": {"inner_lr": 0.1, "first_order": kind == "torchvision"},  # which takes its time
     }
     return build_experiment(parse_job(content), "run")
 
