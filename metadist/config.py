@@ -627,6 +627,8 @@ def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
         content.pop("data")
     else:
         content["data"]["sha256"] = store.sha256
+    if isinstance(job.model, TorchvisionConfig) and (weights := job.model.weights_file) and weights.exists():
+        content["model"]["weights"] = f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"
     if job.start is None:
         del content["init_from"]
     else:
@@ -680,13 +682,15 @@ def open_data(job: Job, progress: Any = None) -> ClassStore | None:
 
 def anchored(job: Job) -> Job:
     """The job with the places in this working folder made absolute, so that its run can go on from anywhere."""
-    data, tracking = job.data, job.tracking
+    data, model, tracking = job.data, job.model, job.tracking
+    if isinstance(model, TorchvisionConfig) and (weights := model.weights_file) and weights.exists():
+        model = replace(model, weights=str(weights.resolve()))
     if "://" not in data.source and Path(data.source).exists():
         data = replace(data, source=str(Path(data.source).resolve()))
     uri = resolve_uri(tracking)
     if uri is not None and uri.startswith("sqlite:"):  # others may hold a password, which a job file must not
         tracking = replace(tracking, uri=uri)
-    return replace(job, data=data, tracking=tracking)
+    return replace(job, data=data, model=model, tracking=tracking)
 
 
 def with_store(job: Job, store: ClassStore | None) -> Job:

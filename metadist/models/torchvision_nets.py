@@ -40,6 +40,12 @@ class TorchvisionConfig:
     #: distribution of the initial weights that `weights` does not give; null: as torchvision draws them
     init: InitName | None = None
 
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of `weights`; `None` where they are a name of torchvision's."""
+        path = Path(self.weights or "").expanduser()
+        return path if path.suffix or len(path.parts) > 1 else None
+
 
 _reference: ContextVar[int | None] = ContextVar("reference", default=None)
 
@@ -168,17 +174,16 @@ def _probe(config: TorchvisionConfig, trunk: nn.Module, x: Tensor) -> tuple[int,
 
 def _state(config: TorchvisionConfig) -> dict[str, Any]:
     """The state of `config.weights`, as torchvision names it."""
-    weights = str(config.weights)
-    path = Path(weights).expanduser()
+    weights, path = str(config.weights), config.weights_file
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        if path.suffix or "/" in weights:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
+        if path is None:
             state = _downloaded(config.name, weights)
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # here, as in checkpoints
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # of many kinds: of files, of the network, of three formats

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
+from metadist.config import Job, anchored, identity, parse_job
 from metadist.errors import UserError
 from metadist.learners import Maml, MamlConfig, Network
 from metadist.models import Norm, TorchvisionConfig, TorchvisionNet
@@ -102,6 +103,21 @@ def test_weights_by_name_are_torchvisions_download(tmp_path: Path, monkeypatch: 
     file.parent.mkdir(parents=True)
     torch.save(theirs(), file)
     assert torch.equal(initial(net(weights="DEFAULT"))["trunk.conv1.0.weight"], theirs()["conv1.0.weight"])
+
+
+def test_identity_is_of_the_weights_and_not_of_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"other")):
+        Path(name).write_bytes(content)
+
+    def job(weights: str) -> Job:
+        return parse_job({"tasks": {"kind": "linear"}, "model": {"kind": "torchvision", "weights": weights}})
+
+    a, b, c = (identity(job(name), None)["model"]["weights"] for name in ("a.pth", "b.pth", "c.pth"))
+    assert a == b != c
+    assert anchored(job("a.pth")).model.weights == str(tmp_path.resolve() / "a.pth")
+    assert identity(anchored(job("a.pth")), None)["model"]["weights"] == a
+    assert identity(anchored(job("DEFAULT")), None)["model"]["weights"] == "DEFAULT"
 
 
 class Harmful:
