@@ -143,7 +143,7 @@ def test_the_check_accepts_it_as_it_is(kind: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", [kind for kind, (config, _) in SMALL.items() if isinstance(config, ModelConfig)])
 def test_film_begins_as_the_identity_and_reaches_the_features(kind: str, norm: str) -> None:
     (plain, shape), (model, _) = build(kind, norm=norm), build(kind, norm=norm, film=True)
     meta = {name: value.double() for name, value in model.initial("xavier", torch.Generator().manual_seed(0)).items()}
