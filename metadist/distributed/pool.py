@@ -39,8 +39,11 @@ class RayPool(WorkerPool):
         cpus: CPUs that Ray reserves for each.
     """
 
+    #: what the workers are; a bench has others
+    actor_class: type = WorkerActor
+
     def __init__(self, blueprint: Blueprint, workers: int, cpus: float) -> None:
-        self._actor = ray.remote(WorkerActor).options(
+        self._actor = ray.remote(self.actor_class).options(
             num_cpus=cpus, num_gpus=blueprint.gpus, max_restarts=0, max_task_retries=0
         )
         self._blueprint, self._cpus = blueprint, cpus
@@ -52,9 +55,12 @@ class RayPool(WorkerPool):
             self._start()
 
     def _start(self) -> None:
-        actor = self._actor.remote(self._blueprint, self._next)
+        actor = self._make(self._next)
         self._members[self._next] = _Member(actor, actor.lacks_store.remote())
         self._next += 1
+
+    def _make(self, number: int) -> Any:
+        return self._actor.remote(self._blueprint, number)
 
     def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
         member = self._members.get(worker)
@@ -70,10 +76,11 @@ class RayPool(WorkerPool):
             refs = {ref: name for name, m in self._members.items() for ref in (*m.reports, m.lacks, m.ready) if ref}
             if not refs:
                 raise TimeoutError("no worker has any work")
-            found, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            found, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+            if not found:
+                found, _ = ray.wait(list(refs), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not found:
                 raise TimeoutError(self._stuck(timeout))
-            found, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
             events: list[Event] = []
             for ref in found:
                 name = refs[ref]

@@ -18,6 +18,8 @@ from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLos
 
 #: the state travels every step up to this many meta-learned values, every other step up to twice as many, …
 STATE_VALUES = 1_000_000
+#: … and more often where the payloads since the last one would take more than this share of the object store
+HELD_SHARE = 0.25
 
 
 class RayServer(ParameterServer):
@@ -41,21 +43,25 @@ class RayServer(ParameterServer):
         self._actor: Any = self._actor_class.remote(blueprint)
         self._state: Ref = None
         self._state_every = 1
-        self._ordered: dict[int, tuple[Sequence[Ref], Ref, Ref]] = {}
+        self._ordered: dict[int, tuple[Sequence[Ref], Ref, tuple[Ref, Ref] | None]] = {}
         self._since_state: list[tuple[int, Sequence[Ref]]] = []
+        #: a state that was ordered and the ref that says that it is there
+        self._coming: tuple[Ref, Ref] | None = None
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
         call = self._actor.start.options(num_returns=3)
-        published, self._state, values = call.remote(folder and folder.anchored(), checkpoint)
-        self._state_every = math.ceil(self._get(values) / STATE_VALUES)
+        published, self._state, sizes = call.remote(folder and folder.anchored(), checkpoint)
+        values, chunks = self._get(sizes)
+        held = HELD_SHARE * ray.cluster_resources().get("object_store_memory", 0) / (4 * values * chunks)
+        self._state_every = max(1, min(math.ceil(values / STATE_VALUES), int(held)))
         self._actor.warm_up.remote()
         return published
 
     def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
+        published, update = self._actor.apply.options(num_returns=2).remote(version, *payloads)
         with_state = (version + 1) % self._state_every == 0
-        call = self._actor.apply.options(num_returns=3)
-        published, update, state = call.remote(version, with_state, *payloads)
-        self._ordered[version] = (payloads, update, state if with_state else None)
+        state = self._actor.state.options(num_returns=2).remote() if with_state else None
+        self._ordered[version] = (payloads, update, state)
         return published
 
     def outcome(self, version: int) -> Update:
@@ -68,20 +74,25 @@ class RayServer(ParameterServer):
             raise
         except RayError as error:
             raise ServerLost(type(error).__name__) from error
+        if self._coming is not None:  # the server took this step after it had returned that state
+            arrived, there = self._coming
+            reached = self._get(there)
+            self._state, self._coming = arrived, None
+            self._since_state = [(step, held) for step, held in self._since_state if step >= reached]
         self._since_state.append((version, payloads))
-        if state is not None:
-            self._state, self._since_state = state, []
+        self._coming = state or self._coming
         return update
 
     def recover(self) -> Ref:
         ray.kill(self._actor)
         self._ordered.clear()
+        self._coming = None
         self._actor = self._actor_class.remote(self._blueprint)
         if self._state is None:  # it had not been started: it was only to read
             return None
         published = self._actor.restore.remote(self._state)
         for version, payloads in self._since_state:
-            published, _, _ = self._actor.apply.options(num_returns=3).remote(version, False, *payloads)
+            published, _ = self._actor.apply.options(num_returns=2).remote(version, *payloads)
         return published
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:

@@ -26,11 +26,11 @@ class ServerActor:
         self._blueprint = blueprint
         self._server = Server(blueprint.experiment())
 
-    def start(self, folder: RunFolder | None, checkpoint: str | None) -> tuple[Published, OuterState, int]:
-        """See `Server.start`; also the number of meta-learned values."""
+    def start(self, folder: RunFolder | None, checkpoint: str | None) -> tuple[Published, OuterState, tuple[int, int]]:
+        """See `Server.start`; also the number of meta-learned values, and of chunks in a step."""
         published, state = self._server.start(folder, checkpoint)
         values = sum(array.size for array in (published.parameters | published.statistics).values())
-        return published, state, values
+        return published, state, (values, self._server.experiment.rule.chunks)
 
     def warm_up(self) -> None:
         """Load what the first step would have to load, while the workers get ready."""
@@ -40,12 +40,22 @@ class ServerActor:
         """Go on from a state that another server returned."""
         return self._server.restore(own_copy(state))
 
-    def apply(self, version: int, with_state: bool, *payloads: Payload) -> tuple[Published, Update, OuterState | None]:
-        """See `Server.apply`; the state is returned only `with_state`, because it is several times the rest."""
+    def apply(self, version: int, *payloads: Payload) -> tuple[Published, Update]:
+        """See `Server.apply`."""
         self._blueprint.reach("apply", version)
-        published, update, state = self._server.apply(version, payloads)
+        published, update, _ = self._server.apply(version, payloads)
         self._blueprint.reach("applied", version)
-        return published, update, state if with_state else None
+        return published, update
+
+    def state(self) -> tuple[OuterState, int]:
+        """The current state, and its version, which says that it is there.
+
+        A call of its own, because the state is several times a version: the workers have that already, and this goes
+        on while they compute.
+        """
+        state = self._server.state
+        self._blueprint.reach("state", state.version)
+        return state, state.version
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
         """See `Server.save`."""

@@ -13,8 +13,8 @@ class KillOnce:
 
     Attributes:
         point: name of the place: `work` (before a piece of work), `computed` (a chunk is computed, its result
-            not yet sent), `apply` and `applied` (before and after an update on the server), `read` (the server has
-            read a checkpoint), `epoch` (after one of a pre-training).
+            not yet sent), `apply` and `applied` (before and after an update on the server), `state` (the server is
+            to return its state), `read` (it has read a checkpoint), `epoch` (after one of a pre-training).
         marker: path of a file that must not exist; made just before, so that the fault strikes once and a test
             can assert that it did.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,13 +50,24 @@ class Dispatcher:
         self._work: dict[int, Work] = {}
         self._deaths: Counter[Work] = Counter()
         self._next_ticket = 0
+        # (pieces of work held, worker), the least first; what has changed since is passed over.
+        self._free: list[tuple[int, int]] = []
 
     def free(self) -> int | None:
         """The worker with the least work, if it can take more and there are enough workers."""
         if len(self.alive) < self.least:
             return None
-        worker = min(self.alive, key=lambda name: (len(self.alive[name]), name), default=None)
-        return worker if worker is not None and len(self.alive[worker]) < DEPTH else None
+        while self._free:
+            held, worker = self._free[0]
+            if worker in self.alive and len(self.alive[worker]) == held:
+                return worker
+            heapq.heappop(self._free)
+        return None
+
+    def _changed(self, worker: int) -> None:
+        """A worker holds more work than before, or less."""
+        if (held := len(self.alive[worker])) < DEPTH:
+            heapq.heappush(self._free, (held, worker))
 
     def submit(self, worker: int, work: Work, version: Ref) -> tuple[int, Ref]:
         """Give work to a worker; returns its ticket and the ref of its payload."""
@@ -63,6 +75,7 @@ class Dispatcher:
         self._next_ticket += 1
         self._work[ticket] = work
         self.alive[worker].append(ticket)
+        self._changed(worker)
         return ticket, self.pool.submit(worker, ticket, work, version)
 
     def poll(self) -> Polled:
@@ -83,10 +96,12 @@ class Dispatcher:
                         "which worker did what; use nodes of one kind."
                     )
                 self.alive[event.worker] = deque()
+                self._changed(event.worker)
             elif isinstance(event, Lost):
                 self._bury(event, polled)
             else:
                 self.alive[event.worker].remove(event.ticket)
+                self._changed(event.worker)
                 work = self._work.pop(event.ticket)
                 if isinstance(event, Done):
                     self._deaths.pop(work, None)

@@ -65,9 +65,9 @@ def test_worker_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], po
     assert_same(summary, undisturbed)
 
 
-@pytest.mark.parametrize("point", ["apply", "applied"])
-def test_server_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], point: str) -> None:
-    fault = KillOnce(point, 5, str(tmp_path / "struck"))
+@pytest.mark.parametrize(("point", "version"), [("apply", 5), ("applied", 5), ("state", 6)])
+def test_server_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], point: str, version: int) -> None:
+    fault = KillOnce(point, version, str(tmp_path / "struck"))
     summary, notes = run(tmp_path, fault=fault)
     assert Path(fault.marker).exists()
     assert summary["server_losses"] == 1
