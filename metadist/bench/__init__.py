@@ -1,1 +1,1 @@
-"""Measuring: the engine against its peers, what sampling costs, what memory it takes."""
+"""Measuring: the engine, sampling and memory; the way to the server and back, and more workers; planning with both."""

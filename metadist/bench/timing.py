@@ -89,3 +89,17 @@ def clock(device: torch.device) -> float:
 def ratio(rates: Sequence[float], reference: Sequence[float]) -> float:
     """Median of the ratios of two runs' rates, round by round."""
     return statistics.median(a / b for a, b in zip(rates, reference, strict=True))
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Times of one thing that was done again and again: median, least and most."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Milliseconds:
+        """The summary of some times in seconds."""
+        return cls(1e3 * statistics.median(seconds), 1e3 * min(seconds), 1e3 * max(seconds))

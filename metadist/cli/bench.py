@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from metadist.bench.engine import CaseResult
     from metadist.bench.memory import Peak
 
-app = typer.Typer(no_args_is_help=True, help="Measure on this machine: one process, one thread.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure on this machine: one process with one thread, or the actors of a run."
+)
 
 _CASES = typer.Option(ALL, "--case", help="Cases, separated by commas.")
 _CASE = typer.Option("A", "--case", help="One case.")
@@ -63,10 +65,10 @@ def sampling_command(
     from metadist.bench.sampling import CPU, measure_sampling
 
     result = measure_sampling(_one(case), seconds, repeats)
-    table = _table("tasks/s", "median", "least", "most")
+    table = table_of("tasks/s", "median", "least", "most")
     _add_rate(table, "sampled and gathered", result.sampled)
     _add_rate(table, "sampled before", result.presampled)
-    _print(table, f"ratio {result.ratio:.3f} at chunk {result.chunk}")
+    print_all(table, f"ratio {result.ratio:.3f} at chunk {result.chunk}")
     if as_json:
         typer.echo(json_line(conditions(CPU, seconds, repeats) | dataclasses.asdict(result)))
 
@@ -84,28 +86,111 @@ def memory_command(
     """
     from metadist.bench.memory import measure_memory
 
-    table = _table("", "steps", "peak MB", "process before, MB")
+    table = table_of("", "steps", "peak MB", "process before, MB")
 
     def show(peak: Peak) -> None:
         table.add_row(peak.implementation, str(peak.steps), f"{peak.peak_mb:.1f}", f"{peak.baseline_mb:.0f}")
 
     measured = measure_memory(_one(case), _numbers(steps), show)
-    _print(table, *(f"{name} is absent: {reason}" for name, reason in measured["absent"].items()))
+    print_all(table, *(f"{name} is absent: {reason}" for name, reason in measured["absent"].items()))
     if as_json:
         typer.echo(json_line(measured))
 
 
+@app.command("transport")
+def transport_command(
+    values: str = typer.Option("100000,1000000,10000000", help="Numbers of fp32 parameters, separated by commas."),
+    workers: str = typer.Option("1,2,4", help="Numbers of workers, separated by commas."),
+    steps: int = typer.Option(50, help="Steps of each."),
+    as_json: bool = _JSON,
+) -> None:
+    """A synchronous step without work: publish, one ready gradient per worker, aggregate, update.
+
+    With metadist's own actors in an embedded Ray; beside it plain processes of torch.distributed (gloo) that all-reduce
+    a gradient and take Adam's step each, and one copy of the parameters from memory to memory.
+    """
+    from metadist.bench.transport import TransportResult, measure_transport
+
+    table = table_of("parameters", "workers", "ms/step", "least", "most", "gloo, ms", "least", "most", "a copy, ms")
+
+    def show(result: TransportResult) -> None:
+        times = (f"{t:.1f}" for part in (result.step, result.gloo) for t in (part.median, part.low, part.high))
+        table.add_row(f"{result.values:,}", str(result.workers), *times, f"{result.copy:.2f}")
+
+    measured = measure_transport(_numbers(values, "--values"), _numbers(workers, "--workers"), steps, show)
+    print_all(table, f"memory is copied at {measured['copy_bytes_per_second'] / 1e9:.1f} GB/s")
+    if as_json:
+        typer.echo(json_line(measured))
+
+
+@app.command("scaling")
+def scaling_command(
+    case: str = typer.Option("A,B", "--case", help="Cases, separated by commas; none skips them."),
+    workers: str = typer.Option("1,2", help="Numbers of workers that compute, separated by commas."),
+    steps: int = typer.Option(8, help="Steps of each in a round."),
+    repeats: int = _REPEATS,
+    fakes: str = typer.Option("8,32,64", help="Numbers of workers that sleep, separated by commas; none skips them."),
+    values: int = typer.Option(100_000, help="Parameters that the sleeping workers send sums of."),
+    sleep: float = typer.Option(0.1, help="Seconds that they sleep for a chunk, after a round without sleep."),
+    as_json: bool = _JSON,
+) -> None:
+    """Tasks per second of one and more workers over this process alone; and how many workers one server bears.
+
+    The second with workers that sleep instead of computing and have no torch, so that many of them fit on a machine.
+    Beside each figure is what the model of `metadist plan` says.
+    """
+    from metadist.bench.scaling import FakeResult, ScalingResult, measure_fakes, measure_scaling
+
+    cases = [] if case == "none" else find_cases(case)
+    counts = [] if fakes == "none" else _numbers(fakes, "--fakes")
+    real = table_of(
+        "case", "runtime", "tasks/s", "least", "most", "over in process", "over 1 worker", "added", "predicted", "off"
+    )
+    fake = table_of("workers", "sleep, ms", "ms/step", "pushes/s", "least", "most", "predicted ms", "off", "MB each")
+
+    def show(result: ScalingResult) -> None:
+        over_one = "" if result.over_one is None else f"{result.over_one:.3f}"
+        added = "" if result.added is None else f"{100 * result.added:.1f} %"
+        predicted = ("", "") if result.predicted is None else (f"{result.predicted:.1f}", _off(result.off))
+        more = (f"{result.over_inprocess:.3f}", over_one, added, *predicted)
+        real.add_row(result.case, result.runtime, *_figures(result.rate), *more)
+
+    def show_fakes(result: FakeResult) -> None:
+        push = _figures(result.pushes)
+        memory = f"{result.megabytes:.0f}"
+        times = (f"{1e3 * result.sleep:.0f}", f"{1e3 * result.step_seconds:.1f}")
+        fake.add_row(str(result.workers), *times, *push, f"{1e3 * result.predicted:.1f}", _off(result.off), memory)
+
+    measured = measure_scaling(cases, _numbers(workers, "--workers"), steps, repeats, show) if cases else {}
+    if cases:
+        print_all(real, "")
+    if counts:
+        measured |= measure_fakes(values, counts, sleep, steps, repeats, show_fakes)
+        print_all(fake)
+    if as_json:
+        typer.echo(json_line(measured))
+
+
+def _figures(rate: Rate) -> tuple[str, ...]:
+    return tuple(f"{value:.1f}" for value in (rate.median, rate.low, rate.high))
+
+
+def _off(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:+.0f} %"
+
+
 def _show_case(result: CaseResult) -> None:
-    table = _table("tasks/s", "median", "least", "most", "over the best peer", "difference")
+    table = table_of("tasks/s", "median", "least", "most", "over the best peer", "difference")
     best = result.rates[result.best_peer].median
     for name, rate in result.rates.items():
         _add_rate(table, name, rate, f"{rate.median / best:.2f}", f"{result.differences[name]:.0e}")
     for name in result.absent:
         table.add_row(name, "absent")
-    _print(f"{result.case}: {result.about}", table, result.verdict(), "")
+    print_all(f"{result.case}: {result.about}", table, result.verdict(), "")
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """A table whose first column is text and whose others are figures."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(column, header_style="dim", justify="right" if number else "left")
@@ -113,10 +198,11 @@ def _table(*columns: str) -> Table:
 
 
 def _add_rate(table: Table, name: str, rate: Rate, *more: str) -> None:
-    table.add_row(name, *(f"{value:.1f}" for value in (rate.median, rate.low, rate.high)), *more)
+    table.add_row(name, *_figures(rate), *more)
 
 
-def _print(*contents: Any) -> None:
+def print_all(*contents: Any) -> None:
+    """For people, on stderr."""
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140)
     for content in contents:
         console.print(content, soft_wrap=isinstance(content, str), markup=False)
@@ -129,11 +215,11 @@ def _one(text: str) -> Case:
     return found[0]
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, option: str = "--steps") -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise UserError("--steps", text, "whole numbers, separated by commas") from None
+        raise UserError(option, text, "whole numbers, separated by commas") from None
 
 
 def _device(text: str) -> Any:

@@ -33,6 +33,7 @@ def _app() -> typer.Typer:
     from metadist.cli.jobs import app as jobs_app
     from metadist.cli.keys import keys_command
     from metadist.cli.kinds import list_command
+    from metadist.cli.plan import plan_command
     from metadist.cli.pretrain import pretrain_command
     from metadist.cli.reproduce import reproduce_command
     from metadist.cli.runs import app as runs_app
@@ -59,6 +60,7 @@ def _app() -> typer.Typer:
     app.command("ui")(ui_command)
     app.command("keys")(keys_command)
     app.command("list")(list_command)
+    app.command("plan")(plan_command)
     app.command("doctor")(doctor_command)
     app.add_typer(bench_app, name="bench")
     app.add_typer(data_app, name="data")

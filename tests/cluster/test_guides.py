@@ -15,7 +15,7 @@ from metadist.cli.main import _app
 from metadist.config import load_job
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ("cluster/README.md", "jobs/README.md")
+GUIDES = ("cluster/README.md", "cluster/SCALING.md", "jobs/README.md")
 ENTRY_POINTS = ("cluster/kuberay/base/ray-job.yaml", "cluster/kuberay/overlays/gpu/ray-job.yaml")
 
 
