@@ -50,7 +50,7 @@ class InnerLoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MamlConfig(InnerLoopConfig):
-    """MAML and FOMAML: learns initial weights from which a few gradient steps are enough."""
+    """MAML, and FOMAML with first_order: true: initial weights from which a few gradient steps are enough."""
 
     kind: Literal["maml"] = "maml"
 
