@@ -35,8 +35,8 @@ SETTINGS = [
     (["a..b=1"], "a", "{'': {'b': 1}}", "one of the keys name, seed"),
     # kinds and choices
     (["learner.kind=mamll"], "learner.kind", "'mamll'", "Did you mean 'maml'?"),
-    (["learner.kind=[1]"], "learner.kind", "[1]", "one of maml, anil, boil"),
-    (["learner.kind=null"], "learner.kind", "None", "one of maml, anil, boil"),
+    (["learner.kind=[1]"], "learner.kind", "[1]", "one of maml, "),
+    (["learner.kind=null"], "learner.kind", "None", "one of maml, "),
     (["tasks={kind: sinusoids}"], "tasks.kind", "'sinusoids'", "Did you mean 'sinusoid'?"),
     (["runtime=inproces"], "runtime", "'inproces'", "Did you mean 'inprocess'?"),
     (["optimizer.schedule=cosin"], "optimizer.schedule", "'cosin'", "Did you mean 'cosine'?"),
