@@ -37,6 +37,6 @@ def base_model(config: Any, input_shape: tuple[int, ...], outputs: int | None) -
     if isinstance(config, OwnModelConfig):
         return own_model(config, input_shape, outputs)
     model = MODELS[type(config)](config, input_shape, outputs)
-    if config.film and not any(isinstance(module, Film) for module in model.modules()):
+    if getattr(config, "film", False) and not any(isinstance(module, Film) for module in model.modules()):
         raise UserError("model.film", True, f"false for {config.kind}, which has no place for it")
     return model
