@@ -32,7 +32,7 @@ class Pair:
         tensor.copy_(total)
 
     def run(self, work: Callable[[Share], Any]) -> list[Any]:
-        """What `work` returns for the first and for the second of them."""
+        """What `work` returns for the first and for the second of them; it must build modules of its own for each."""
         found: list[Any] = [None, None]
 
         def one(rank: int) -> None:

@@ -31,6 +31,7 @@ from metadist.outer import (
     apply_step,
     encode_checkpoint,
     meta_sha256,
+    own_copy,
     to_arrays,
     torch_generator,
 )
@@ -193,7 +194,8 @@ def run_epochs(
 
     The first process writes the checkpoints, one an epoch.
     """
-    state = pretraining.initial() if newest is None else newest.state
+    # A copy, because the place of a tensor in memory can change bits: in a file they lie where they may.
+    state = pretraining.initial() if newest is None else own_copy(newest.state)
     progress: dict[str, Any] = {"best_version": None, "best_score": None} if newest is None else newest.progress
     first = share.rank == 0
     stop = False

@@ -90,9 +90,10 @@ def _file(path: str) -> tuple[RunFolder, str]:
 
 def _plain(data: bytes, place: str) -> dict[str, Tensor]:
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+        tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise UserError(
             place, str(error)[:200], "a whole safetensors file", "The file is cut off or another's."
         ) from error
-    return tensors
+    # Each an allocation of its own: in the file they lie where they may, and that can change bits.
+    return {name: value.clone() for name, value in tensors.items()}

@@ -14,7 +14,7 @@ from metadist.distributed.run import RunOptions, resume_run, train_job
 from metadist.testing.faults import KillOnce
 from metadist.testing.observers import Notes
 from metadist.testing.together import Pair
-from metadist.training.pretraining import EpochRecord, Share
+from metadist.training.pretraining import EpochRecord, Pretraining, Share
 
 EPOCHS = 3
 
@@ -61,16 +61,19 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path: Path, pretrained: dict[s
 def test_two_workers_and_one_that_dies(ray: Any, tmp_path: Path) -> None:
     """Ray Train, against two processes played by threads: the same bits, also when a worker is killed on the way."""
     settings: dict[str, Any] = {"runtime": "ray", "resources": {"workers": 2, "timeout": 120.0}}
-    made = build_pretraining(job(tmp_path, **settings), "run", torch.device("cpu"))
+
+    def build() -> Pretraining:
+        return build_pretraining(job(tmp_path, **settings), "run", torch.device("cpu"))
 
     def epochs(share: Share) -> EpochRecord:
+        made = build()  # for each thread: a module is called by one at a time
         state = made.initial()
         for _ in range(EPOCHS):
             state, record = made.epoch(state, share, lambda: None)
         return record
 
     expected, _ = Pair().run(epochs)
-    fault = KillOnce("epoch", made.steps_per_epoch, str(tmp_path / "struck"))
+    fault = KillOnce("epoch", build().steps_per_epoch, str(tmp_path / "struck"))
     found = run(tmp_path, "two", fault=fault, **settings)
     assert Path(fault.marker).exists()
     assert (found["outcome"], found["epoch"], found["workers"]) == ("finished", EPOCHS, 2)

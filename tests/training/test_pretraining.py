@@ -12,7 +12,7 @@ from torch import nn
 from metadist.data import DataConfig, SplitConfig, resolve_store
 from metadist.learners import Network
 from metadist.models import Mlp, MlpConfig
-from metadist.outer import OptimizerConfig, OuterRule, OuterState, decode_checkpoint
+from metadist.outer import Checkpoint, OptimizerConfig, OuterRule, OuterState, decode_checkpoint
 from metadist.tasks import ImageTasks, generator
 from metadist.tasks.labelled import LabelledImages
 from metadist.testing.together import Pair
@@ -70,7 +70,12 @@ def test_two_processes_take_the_step_of_one(images: LabelledImages) -> None:
     """Also the last batch of the held-out images, of which each sees another one."""
     made = pretraining(images)
     alone, expected = made.epoch(made.initial(), Share(), lambda: None)
-    results = Pair().run(lambda share: made.epoch(made.initial(), share, lambda: None))
+
+    def epoch(share: Share) -> tuple[OuterState, EpochRecord]:
+        own = pretraining(images)  # for each thread: a module is called by one at a time
+        return own.epoch(own.initial(), share, lambda: None)
+
+    results = Pair().run(epoch)
     for state, record in results:
         for name, value in alone.meta.parameters.items():
             assert torch.allclose(state.meta.parameters[name], value, atol=1e-5), name
@@ -92,6 +97,31 @@ def test_a_checkpoint_an_epoch_the_best_is_spared(images: LabelledImages, tmp_pa
     assert versions == sorted({best, made.rule.steps})
     newest = decode_checkpoint(folder.read(folder.checkpoints()[-1]), "newest")
     assert newest.progress == {"best_version": best, "best_score": max(accuracies)}
+
+
+def test_goes_on_with_tensors_where_torch_would_put_them(images: LabelledImages, tmp_path: Path) -> None:
+    """Those of a file lie anywhere; a matrix product from another place can have other bits."""
+    made = pretraining(images, epochs=2)
+    first, _ = made.epoch(made.initial(), Share(), lambda: None)
+    moved = {}
+    for name, value in first.meta.parameters.items():
+        room = torch.zeros(value.numel() + 1)
+        moved[name] = room[1:].copy_(value.flatten()).view(value.shape)
+    assert all(value.data_ptr() % 64 for value in moved.values())
+    state = OuterState(first.version, first.meta._replace(parameters=moved), first.optimizer)
+    places: list[int] = []
+
+    class Spy(Pretraining):
+        def _sums(self, parameters: dict[str, torch.Tensor], rows: Any, share: Share) -> Any:
+            places.extend(value.data_ptr() % 64 for value in parameters.values())
+            return super()._sums(parameters, rows, share)
+
+    spied = Spy(made.images, made.network, made.rule, made.epochs, made.seed, made.device)
+    folder = RunFolder(str(tmp_path / "run")).acquire()
+    newest = Checkpoint(state, "identity", {"best_version": None, "best_score": None})
+    run_epochs(spied, Share(), folder, newest, "identity", 1, Watch(lambda record: False))
+    assert places
+    assert not any(places)
 
 
 def test_a_gradient_that_is_no_number_ends_it(images: LabelledImages) -> None:
