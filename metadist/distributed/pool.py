@@ -12,6 +12,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.store_place import Parcel
 from metadist.distributed.worker_actor import WorkerActor
+from metadist.errors import UserError
 from metadist.training.seams import Done, Event, Joined, Lost, PoolError, Ref, Voided, WorkerPool
 from metadist.training.work import Work
 
@@ -96,6 +97,8 @@ class RayPool(WorkerPool):
         except RayTaskError as error:
             if isinstance(error.cause, RayActorError | ObjectLostError) and member.joined:
                 return Voided(name, member.reports.pop(ref))
+            if isinstance(error.cause, UserError):  # found by the check before the first step
+                raise error.cause from None
             raise PoolError(f"worker {name} failed: {error.cause!r}\n{error}") from error
         except RayError as error:
             if isinstance(error, ObjectLostError) and ref in member.reports:

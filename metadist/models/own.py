@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metadist.errors import UserError
 from metadist.models.base import BaseModel
@@ -158,7 +159,8 @@ class OwnModel(BaseModel):
             self.feature_shape = tuple(module(x).shape[1:])
 
     def features(self, x: Tensor, reference: int | None) -> Tensor:
-        out: Tensor = self.trunk(x)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            out: Tensor = self.trunk(x)
         return out.flatten(1) if isinstance(self.head, nn.Identity) else out
 
     def initial(self, init: InitName | None, generator: Generator) -> dict[str, Tensor]:

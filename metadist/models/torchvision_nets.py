@@ -66,16 +66,11 @@ class _Norm(Norm):
         return super().forward(x, _reference.get())
 
 
-class _Hard(nn.Module):
-    """`nn.Hardsigmoid` or `nn.Hardswish` in plain operations: torch's own have no second derivative."""
-
-    def __init__(self, times_input: bool) -> None:
-        super().__init__()
-        self.times_input = times_input
+class _HardSigmoid(nn.Module):
+    """`nn.Hardsigmoid` in plain operations: torch's own has no second derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = nn.functional.relu6(x + 3) / 6
-        return x * gate if self.times_input else gate
+        return nn.functional.relu6(x + 3) / 6
 
 
 class TorchvisionNet(BaseModel):
@@ -147,8 +142,8 @@ def _trunk(config: TorchvisionConfig) -> nn.Module:
             own = _Norm(config.norm, part.num_features, 2)
             own.eps = part.eps
             module.set_submodule(name, own)
-        elif isinstance(part, nn.Hardsigmoid | nn.Hardswish):
-            module.set_submodule(name, _Hard(times_input=isinstance(part, nn.Hardswish)))
+        elif isinstance(part, nn.Hardsigmoid):
+            module.set_submodule(name, _HardSigmoid())
         elif hasattr(part, "inplace"):
             part.inplace = False
     return module

@@ -55,7 +55,8 @@ def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, re
     """Compare `rule` with the plain loop in float64 on `batch`, and fall back to the loop where it is wrong.
 
     Raises:
-        UserError: inner steps that are taken again differ from the first time, so that `remat` is wrong.
+        UserError: inner steps that are taken again differ from the first time, so that `remat` is wrong; or the model
+            has no second derivative, where one is taken.
     """
     if rule == "loop" and not learner.remat:
         return StrategyCheck("loop", "loop", 0.0, reason)
@@ -66,7 +67,14 @@ def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, re
     batch64 = Task(*(Examples(_double_tensor(part.x), _double_tensor(part.y), part.ways) for part in batch))
     keeps_graphs = copy.copy(learner)
     keeps_graphs.remat = False
-    plain = compute_meta_gradient(keeps_graphs, meta64, batch64, "loop")
+    try:
+        plain = compute_meta_gradient(keeps_graphs, meta64, batch64, "loop")
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        expected = f"true for this model, which has no second derivative: {str(error).splitlines()[0]}"
+        hint = "Or write that operation with plain ones."
+        raise UserError("learner.first_order", False, expected, hint) from error
 
     def difference(strategy: Strategy) -> float:
         return relative_difference(plain, compute_meta_gradient(learner, meta64, batch64, strategy))

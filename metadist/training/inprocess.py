@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from metadist.errors import UserError
 from metadist.outer import Experiment, Update
 from metadist.training.machine import fingerprint
 from metadist.training.run_folder import RunFolder
@@ -47,6 +48,8 @@ class InProcessPool(WorkerPool):
         ticket, work, version, payload = self._queue.popleft()
         try:
             payload.value, report = self._worker.run(work, version.value)
+        except UserError:  # found by the check before the first step
+            raise
         except Exception as error:
             raise PoolError(f"worker 0 failed: {error!r}") from error
         return [Done(0, ticket, report)]

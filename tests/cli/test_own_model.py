@@ -78,6 +78,17 @@ class Normed(nn.Module):
         x = self.norm(x) if self.cell is None else self.cell(x.flatten(2).mT)[0].mT.unflatten(2, x.shape[2:])
         return self.head(self.drop(x.tanh().mean((2, 3))))
 
+class Attending(nn.Module):
+    """Attention as torch fuses it; `hard`: an activation without second derivative."""
+    def __init__(self, outputs: int, hard: bool = False):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.last = nn.Hardsigmoid() if hard else nn.Tanh()
+        self.head = nn.Linear(8, outputs)
+    def forward(self, x):
+        x = x.flatten(1, 2)
+        return self.head(self.last(self.attention(x, x, x, need_weights=False)[0].mean(1)))
+
 class Needy(nn.Module):
     def __init__(self, size: int, outputs: int = 1):
         super().__init__()
@@ -183,6 +194,24 @@ def test_a_wrong_vectorised_gradient_is_found(folder: Path, cell: bool, reason: 
     found = check_strategy(made.learner, made.initial(), batch, "vectorized", "the rule")
     assert (found.strategy, found.rule) == ("loop", "vectorized")
     assert reason in found.reason
+
+
+def test_attention_has_a_second_derivative(folder: Path) -> None:
+    made = digits(kind="nets.Attending")
+    batch = made.distribution.batch("train", 0, range(2), made.episode, torch.device("cpu"))
+    found = check_strategy(made.learner, made.initial(), batch, "vectorized", "the rule")
+    assert (found.strategy, found.reason) == ("vectorized", "the rule")
+
+
+def test_a_missing_second_derivative_is_told(folder: Path, metadist: Callable[..., Any]) -> None:
+    ended = metadist("train", "job.yaml", "--set", "model={kind: nets.Attending, hard: true}")
+    assert ended.code == 2, ended.err
+    assert ended.err.startswith("metadist: learner.first_order: got False, expected true for this model")
+    assert "derivative for aten::hardsigmoid_backward is not implemented" in ended.err
+    again = metadist(
+        "train", "job.yaml", "--set", "model={kind: nets.Attending, hard: true}", "--set", "learner.first_order=true"
+    )
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize(
