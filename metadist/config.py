@@ -30,6 +30,7 @@ from metadist.learners import (
     BoilConfig,
     CaviaConfig,
     FinetuneConfig,
+    ImamlConfig,
     Learner,
     MamlConfig,
     MamlPlusPlusConfig,
@@ -291,6 +292,7 @@ LearnerKind = (
     | AnilConfig
     | BoilConfig
     | MetaSgdConfig
+    | ImamlConfig
     | CaviaConfig
     | ReptileConfig
     | ProtoNetConfig

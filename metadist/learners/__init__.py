@@ -8,6 +8,7 @@ from metadist.learners.cavia import Cavia, CaviaConfig
 from metadist.learners.finetune import Finetune, FinetuneConfig
 from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
+from metadist.learners.imaml import Imaml, ImamlConfig
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
 from metadist.learners.mamlpp import MamlPlusPlus, MamlPlusPlusConfig
@@ -28,6 +29,8 @@ __all__ = [
     "CaviaConfig",
     "Finetune",
     "FinetuneConfig",
+    "Imaml",
+    "ImamlConfig",
     "Learner",
     "Maml",
     "MamlConfig",

@@ -46,3 +46,32 @@ def inner_gradient(loss: Callable[[Parameters], Tensor], parameters: Parameters)
         value = loss(parameters)
     values = torch.autograd.grad(value, tuple(parameters.values()), create_graph=outer, materialize_grads=True)
     return dict(zip(parameters, values, strict=True))
+
+
+def hessian_product(loss: Callable[[Parameters], Tensor], parameters: Parameters) -> Callable[[Parameters], Parameters]:
+    """The Hessian of a scalar `loss` at `parameters`, as what it multiplies a vector (by name) with.
+
+    The gradient is taken once; each product is one pass back through it. No derivative is taken of the products.
+    """
+    if uses_functional_gradients():
+        pull = torch.func.vjp(torch.func.grad(loss), parameters)[1]  # the matrix is symmetric
+        return lambda vector: pull(vector)[0]
+    leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    with torch.enable_grad():
+        inputs = tuple(leaves.values())
+        gradient = torch.autograd.grad(loss(leaves), inputs, create_graph=True, materialize_grads=True)
+    # A parameter that the loss does not use, or is linear in, has a gradient without a graph.
+    bent = [number for number, value in enumerate(gradient) if value.requires_grad]
+
+    def product(vector: Parameters) -> Parameters:
+        along = tuple(vector.values())
+        values = torch.autograd.grad(
+            [gradient[number] for number in bent],
+            inputs,
+            [along[number] for number in bent],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return dict(zip(leaves, values, strict=True))
+
+    return product

@@ -11,6 +11,7 @@ from metadist.learners.base import Learner
 from metadist.learners.boil import Boil
 from metadist.learners.cavia import Cavia
 from metadist.learners.finetune import Finetune
+from metadist.learners.imaml import Imaml
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
 from metadist.learners.matching import MatchingNet
@@ -26,6 +27,7 @@ _OURS: tuple[type[Learner], ...] = (
     Anil,
     Boil,
     MetaSgd,
+    Imaml,
     Cavia,
     Reptile,
     ProtoNet,

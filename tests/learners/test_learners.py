@@ -15,6 +15,7 @@ from metadist.errors import UserError
 from metadist.learners import (
     AnilConfig,
     BoilConfig,
+    ImamlConfig,
     Learner,
     Maml,
     MamlConfig,
@@ -295,8 +296,9 @@ LEARNERS: list[Callable[[], Learner]] = [
     lambda: make(BoilConfig(inner_lr=0.1, eval_steps=3)),
     lambda: make(MetaSgdConfig(eval_steps=3)),
     lambda: make(MamlConfig(inner_lr=0.1, eval_steps=3, remat=True)),
+    lambda: make(ImamlConfig(inner_lr=0.1, eval_steps=3)),
 ]
-NAMES = ["maml", "fomaml", "reptile", "anil", "boil", "metasgd", "maml-remat"]
+NAMES = ["maml", "fomaml", "reptile", "anil", "boil", "metasgd", "maml-remat", "imaml"]
 
 
 @pytest.mark.usefixtures("gradients")
@@ -348,7 +350,8 @@ def test_predictions_depend_on_other_queries_with_batch_statistics_only(
     """The transductive setting changes what accuracy means, so it must be the one that was asked for."""
     configs = {kind: learner.config_type() for kind, learner in learners.LEARNERS.items()}
     configs |= {
-        kind: learner_class(kind).config_type(inner_lr=0.1) for kind in ("maml", "mamlpp", "anil", "boil", "metasgd")
+        kind: learner_class(kind).config_type(inner_lr=0.1)
+        for kind in ("maml", "mamlpp", "anil", "boil", "metasgd", "imaml")
     }
     learner = make(configs[kind], norm)
     meta = fresh(learner)

@@ -18,6 +18,7 @@ from metadist.learners import (
     AnilConfig,
     BoilConfig,
     CaviaConfig,
+    ImamlConfig,
     MamlPlusPlusConfig,
     MatchingConfig,
     MetaSgdConfig,
@@ -33,6 +34,7 @@ LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "f
 LEARNERS += ["matching", "matching-scaled", "relation"]
 LEARNERS += ["mamlpp-3", "mamlpp-last-loss", "mamlpp-one-rate", "mamlpp-one-norm", "fomamlpp-3"]
 LEARNERS += ["cavia-2", "focavia-2"]
+LEARNERS += ["imaml-dense", "imaml-2", "imaml-0"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 LEARNERS += ["maml-2-film", "fomaml-2-film", "metasgd-2-film", "reptile-film"]
 LEARNERS += ["maml-2-gates", "anil-2-gates", "protonet-gates"]
@@ -233,6 +235,36 @@ def reptile_weights(net: Net, config: ReptileConfig, theta: Weights, task: Task)
     return {name: value.detach() for name, value in w.items()}
 
 
+def pulled_weights(net: Net, config: ImamlConfig, theta: Weights, task: Task) -> Weights:
+    """Near the minimum of the support loss and of the pull towards θ."""
+    w, start = leaves(theta), {name: value.detach() for name, value in theta.items()}
+    for _ in range(config.inner_steps):
+        pull = sum(((value - start[name]) ** 2).sum() for name, value in w.items())
+        step = grad(cost(net(w, task.support.x, task.support.x), task.support.y) + config.strength / 2 * pull, w)
+        w = leaves({name: value - config.inner_lr * step[name] for name, value in w.items()})
+    return w
+
+
+def implicit_gradient(net: Net, config: ImamlConfig, w: Weights, task: Task) -> tuple[Weights, float]:
+    """(I + H/λ)⁻¹ g with H in full; after k steps, the best in the Krylov space of k dimensions."""
+    loss = cost(net(w, task.support.x, task.query.x), task.query.y)
+    target = flat(grad(loss, w))
+    sizes, names = [w[name].numel() for name in sorted(w)], sorted(w)
+
+    def support_loss(vector: Tensor) -> Tensor:
+        parts = (part.reshape(w[name].shape) for name, part in zip(names, vector.split(sizes), strict=True))
+        return cost(net(dict(zip(names, parts, strict=True)), task.support.x, task.support.x), task.support.y)
+
+    hessian = torch.autograd.functional.hessian(support_loss, flat(w).detach())
+    matrix = torch.eye(len(target), dtype=torch.float64) + hessian / config.strength
+    solution = target if config.cg_steps == 0 else torch.linalg.solve(matrix, target)
+    if config.cg_steps == 2:
+        basis = torch.linalg.qr(torch.stack([target, matrix @ target], 1))[0]
+        solution = basis @ torch.linalg.solve(basis.T @ matrix @ basis, basis.T @ target)
+    parts = (part.reshape(w[name].shape) for name, part in zip(names, solution.split(sizes), strict=True))
+    return dict(zip(names, parts, strict=True)), float(loss.detach())
+
+
 def reference(net: Net, config: Any, theta: Weights, task: Task) -> tuple[Weights, float]:
     """One task's meta-gradient and query loss, from the paper."""
     theta = leaves(theta)
@@ -241,6 +273,8 @@ def reference(net: Net, config: Any, theta: Weights, task: Task) -> tuple[Weight
         phi = reptile_weights(net, config, theta, task)
         gradient = {name: value.detach() - phi[name] for name, value in theta.items()}
         return gradient, float(cost(net(phi, x, query_x), query_y))
+    if isinstance(config, ImamlConfig):
+        return implicit_gradient(net, config, pulled_weights(net, config, theta, task), task)
     if getattr(config, "first_order", False) and not isinstance(config, CaviaConfig):
         w = theta
         for _ in range(config.inner_steps):
@@ -305,6 +339,23 @@ def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str,
         )
         slope = float(gradient @ flat(way)) / length
         assert (ahead - behind) / (2 * step) == pytest.approx(slope, abs=1e-6 * float(gradient.norm()))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_implicit_gradient_is_the_slope_where_the_inner_loop_has_converged(setting: Callable, norm: str) -> None:
+    """Central differences of the query loss at the minimum that the reference finds from θ moved either way."""
+    learner, meta, batch = setting("imaml-converged", "mlp", norm)
+    net, task, generator = Net("mlp", norm), take(batch, 0), torch.Generator().manual_seed(2)
+    one = Task(*(part._replace(x=part.x[:1], y=part.y[:1]) for part in batch))
+    gradient = flat(compute_meta_gradient(learner, meta, one, "vectorized").gradient)
+    way = {n: torch.randn(v.shape, generator=generator, dtype=torch.float64) for n, v in meta.parameters.items()}
+    length, step, ends = float(flat(way).norm()), 1e-4, []
+    for sign in (1, -1):
+        moved = {n: v + sign * step / length * way[n] for n, v in meta.parameters.items()}
+        w = pulled_weights(net, learner.config, moved, task)
+        ends.append(cost(net(w, task.support.x, task.query.x), task.query.y).item())
+    slope = float(gradient @ flat(way)) / length
+    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(slope, abs=1e-6 * float(gradient.norm()))
 
 
 @pytest.mark.parametrize("strategy", ["loop", "vectorized"])
