@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -44,7 +44,7 @@ class CaseResult:
         at_job_chunk: rate of the rule's strategy at the job's chunk over the best peer's.
         best: our fastest implementation.
         at_best_chunk: its rate over the best peer's.
-        rule_over_other: rate of the rule's strategy over the other strategy's, both at the job's chunk.
+        rule_over_other: rate of the rule's strategy over the best other strategy's, at the job's chunk.
         absent: peers that cannot be imported, and why.
     """
 
@@ -64,7 +64,7 @@ class CaseResult:
         """The ratios, in a sentence."""
         return (
             f"the rule's choice, {self.rule}: {self.at_job_chunk:.2f} times the best peer ({self.best_peer}) "
-            f"at chunk {JOB_CHUNK}, {self.rule_over_other:.2f} times the other strategy; "
+            f"at chunk {JOB_CHUNK}, {self.rule_over_other:.2f} times the best other strategy; "
             f"{self.at_best_chunk:.2f} times the best peer as {self.best}"
         )
 
@@ -99,7 +99,8 @@ def implementations(
 ) -> tuple[list[str], dict[str, Run]]:
     """The names of ours, and the runs of all. The loop's speed does not depend on the chunk: it has the job's only."""
     runs = {ours_name("loop", JOB_CHUNK): our_run(setting, "loop", JOB_CHUNK)}
-    runs |= {ours_name("vectorized", chunk): our_run(setting, "vectorized", chunk) for chunk in chunks}
+    runs[ours_name("vectorized", JOB_CHUNK)] = our_run(setting, "vectorized", JOB_CHUNK)
+    runs |= {ours_name("captured", chunk): our_run(setting, "captured", chunk) for chunk in chunks}
     ours = list(runs)
     for name, peer in PEERS.items():
         if name not in absent:
@@ -150,7 +151,8 @@ def measure_case(case: Case, seconds: float, repeats: int, device: torch.device)
     best = max(ours, key=lambda name: rates[name].median)
     rule = choose_strategy(setting.learner, device)[0]
     chosen = ours_name(rule, JOB_CHUNK)
-    other = ours_name("loop" if rule == "vectorized" else "vectorized", JOB_CHUNK)
+    others = [ours_name(strategy, JOB_CHUNK) for strategy in get_args(Strategy) if strategy != rule]
+    other = max(others, key=lambda name: rates[name].median)
     return CaseResult(
         case=case.name,
         about=case.about,

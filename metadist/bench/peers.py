@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metadist.bench.cases import Setting
 from metadist.learners.gradient import Parameters
-from metadist.models import Norm
+from metadist.models import Conv4, Norm
 from metadist.tasks import Examples, Task, take
 
 #: computes the sum of the tasks' meta-gradients, afresh each time that it is called
@@ -30,6 +30,17 @@ class TorchBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
         return super().forward(x)
+
+
+class TextbookConv4(Conv4):
+    """Every block in the order of the papers: convolution, normalisation, nonlinearity, pooling."""
+
+    def features(self, x: Tensor, reference: int | None) -> Tensor:
+        for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = self.activation(norm(conv(x), reference))
+            if self.pool and block < self.poolings:
+                x = nn.functional.max_pool2d(x, 2)
+        return x.flatten(1) if self.pool else x.mean((2, 3))
 
 
 def has_batch_norm(setting: Setting) -> bool:
@@ -48,6 +59,8 @@ def peer_module(setting: Setting, torch_norm: bool) -> nn.Module:
         torch_norm: normalise with `nn.BatchNorm2d`, as users of the peers do.
     """
     module = copy.deepcopy(setting.learner.network.module)
+    if type(module) is Conv4:
+        module.__class__ = TextbookConv4
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if torch_norm and _replaceable(child):

@@ -43,7 +43,7 @@ class WorkerActor:
         if parcel is not None and self._blueprint.store is not None:
             self._blueprint.store.unpack(parcel)
         self._worker = Worker(self._blueprint.experiment(), self._device)
-        if choose_strategy(self._worker.experiment.learner, self._device)[0] == "vectorized":
+        if choose_strategy(self._worker.experiment.learner, self._device)[0] != "loop":
             load_torch_extras()  # all workers side by side, and not each at its first chunk
         return fingerprint(self._device), os.getpid()
 

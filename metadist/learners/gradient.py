@@ -9,17 +9,25 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from metadist.models import using_operations
+
 Parameters = dict[str, Tensor]
 
 _functional: ContextVar[bool] = ContextVar("functional", default=False)
 
 
 @contextmanager
-def functional_gradients() -> Iterator[None]:
-    """Within, `inner_gradient` uses `torch.func.grad`, which can be vectorised over tasks."""
+def functional_gradients(folded: bool = False) -> Iterator[None]:
+    """Within, `inner_gradient` uses `torch.func.grad`, which can be vectorised over tasks.
+
+    Args:
+        folded: whether models fold the tasks (`metadist.models.operations`), which pays where their operations are
+            captured; otherwise they use plain operations.
+    """
     token = _functional.set(True)
     try:
-        yield
+        with using_operations("folded" if folded else "plain"):
+            yield
     finally:
         _functional.reset(token)
 

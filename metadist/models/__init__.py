@@ -8,6 +8,7 @@ from metadist.models.kinds import MODELS, base_model
 from metadist.models.mlp import Mlp, MlpConfig
 from metadist.models.mnist_net import MnistNet, MnistNetConfig
 from metadist.models.norm import Norm, NormKind, record_statistics
+from metadist.models.operations import using_operations
 from metadist.models.own import OwnModelConfig, own_model_config
 from metadist.models.recurrent import Gru, GruConfig, Lstm, LstmConfig
 from metadist.models.resnet12 import ResNet12, ResNet12Config
@@ -47,4 +48,5 @@ __all__ = [
     "initial_parameters",
     "own_model_config",
     "record_statistics",
+    "using_operations",
 ]

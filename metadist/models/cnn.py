@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from metadist.models.base import ACTIVATIONS, BaseModel, ModelConfig
+from metadist.models.convolution import Convolution
 from metadist.models.images import image_shape, too_small
 from metadist.models.norm import Norm
 
@@ -55,7 +56,7 @@ class Cnn(BaseModel):
         self.pools = layers.pools
         bias = config.norm in ("layer", "none")  # see Conv4
         planes = itertools.pairwise([channels, *layers.filters])
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, layers.kernel, bias=bias) for a, b in planes)
+        self.convs = nn.ModuleList(Convolution(a, b, layers.kernel, bias=bias) for a, b in planes)
         self.conv_norms = nn.ModuleList(Norm(config.norm, filters, 2, config.film) for filters in layers.filters)
         widths = itertools.pairwise([layers.filters[-1] * positions, *layers.hidden])
         self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in widths)

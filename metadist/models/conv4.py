@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metadist.errors import UserError
 from metadist.models.base import ACTIVATIONS, BaseModel, ModelConfig
+from metadist.models.convolution import Convolution
 from metadist.models.norm import Norm, NormKind
 
 
@@ -68,25 +69,20 @@ class Conv4(BaseModel):
         if config.pool:
             self.feature_shape = (config.width, *sides)
         self.pool, self.poolings = config.pool, poolings
-        #: values per example after the first convolution
-        self.activations = config.width * height * width
         stride = 1 if config.pool else 2
+        self.activations = config.width * -(-height // stride) * -(-width // stride)
         inputs = [channels] + [config.width] * (config.layers - 1)
         # A bias before batch statistics has no effect and a gradient of rounding noise, which an inner
         # Adam would blow up to full steps.
         bias = config.norm in ("layer", "none")
-        self.convs = nn.ModuleList(nn.Conv2d(c, config.width, 3, stride, padding=1, bias=bias) for c in inputs)
+        self.convs = nn.ModuleList(Convolution(c, config.width, 3, stride, padding=1, bias=bias) for c in inputs)
         self.norms = nn.ModuleList(Norm(config.norm, config.width, 2, config.film) for _ in inputs)
         self.activation = ACTIVATIONS[config.activation]
 
     def features(self, x: Tensor, reference: int | None) -> Tensor:
         for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = self.activation(norm(conv(x), reference))
+            x = norm(conv(x), reference)
             if self.pool and block < self.poolings:
-                x = nn.functional.max_pool2d(x, 2)
+                x = nn.functional.max_pool2d(x, 2)  # before the activation, which is monotone: a quarter of the work
+            x = self.activation(x)
         return x.flatten(1) if self.pool else x.mean((2, 3))
-
-    @property
-    def vectorizes(self) -> bool:
-        """Pooled nets on larger images are bound by memory traffic, which many tasks at once make worse."""
-        return not self.pool or self.activations <= 16384

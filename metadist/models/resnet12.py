@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metadist.errors import UserError
 from metadist.models.base import ACTIVATIONS, Activation, BaseModel, ModelConfig
+from metadist.models.convolution import Convolution
 from metadist.models.images import image_shape, too_small
 from metadist.models.norm import Norm, NormKind
 
@@ -42,9 +43,9 @@ class Block(nn.Module):
         super().__init__()
         bias = config.norm in ("layer", "none")  # see Conv4
         channels = [inputs, width, width, width]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=bias) for a, b in itertools.pairwise(channels))
+        self.convs = nn.ModuleList(Convolution(a, b, 3, padding=1, bias=bias) for a, b in itertools.pairwise(channels))
         self.norms = nn.ModuleList(Norm(config.norm, width, 2, config.film) for _ in self.convs)
-        self.shortcut = nn.Conv2d(inputs, width, 1, bias=bias)
+        self.shortcut = Convolution(inputs, width, 1, bias=bias)
         self.shortcut_norm = Norm(config.norm, width, 2, config.film)
         self.activation = ACTIVATIONS[config.activation]
 
@@ -52,7 +53,7 @@ class Block(nn.Module):
         around = self.shortcut_norm(self.shortcut(x), reference)
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x if index == 0 else self.activation(x)), reference)
-        return nn.functional.max_pool2d(self.activation(x + around), 2)
+        return self.activation(nn.functional.max_pool2d(x + around, 2))  # monotone: see Conv4
 
 
 class ResNet12(BaseModel):

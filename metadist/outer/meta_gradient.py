@@ -14,10 +14,12 @@ from torch import Tensor
 
 from metadist.learners import Learner, Meta, TaskGradient, functional_gradients
 from metadist.learners.gradient import Parameters
+from metadist.outer.capture import pieces, run_captured
 from metadist.tasks import TASK_AXES, Task, take
 
-#: how a chunk is computed: task by task, or all tasks at once by `torch.func.vmap`
-Strategy = Literal["loop", "vectorized"]
+#: how a chunk is computed: task by task; all tasks at once by `torch.func.vmap`; or so, by a program that was written
+#: down the first time
+Strategy = Literal["loop", "vectorized", "captured"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,8 @@ def compute_meta_gradient(learner: Learner, meta: Meta, batch: Task, strategy: S
         batch: tasks with a leading task dimension, on the device and in the precision of `meta`.
         strategy: how it is computed; the result is the same up to rounding.
     """
-    learner = learner.with_frozen(meta.frozen)
     count = batch.query.x.shape[0]
-    compute = _vectorized if strategy == "vectorized" else _loop
-    result = compute(learner, meta, batch)
+    result = _COMPUTE[strategy](learner, meta, batch)
     correct = torch.zeros((), dtype=torch.int64)
     if batch.query.ways:
         correct = (result.outputs.argmax(-1) == batch.query.y).sum()
@@ -61,6 +61,7 @@ def compute_meta_gradient(learner: Learner, meta: Meta, batch: Task, strategy: S
 
 
 def _loop(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
+    learner = learner.with_frozen(meta.frozen)
     total: TaskGradient | None = None
     outputs = []
     for index in range(batch.query.x.shape[0]):
@@ -94,8 +95,21 @@ def _task_gradient(learner: Learner, meta: Meta, task: Task) -> TaskGradient:
     )
 
 
-def _vectorized(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
-    with functional_gradients():
+def _captured(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
+    parts = [run_captured(_folded, learner, meta, piece) for piece in pieces(learner, batch)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = _add(total, part)
+    return total._replace(outputs=torch.cat([part.outputs for part in parts]))
+
+
+def _folded(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
+    return _vectorized(learner, meta, batch, folded=True)
+
+
+def _vectorized(learner: Learner, meta: Meta, batch: Task, folded: bool = False) -> TaskGradient:
+    learner = learner.with_frozen(meta.frozen)
+    with functional_gradients(folded):
         if learner.own_gradient:
             with torch.no_grad():
                 own = torch.func.vmap(learner.task_gradient, in_dims=(None, TASK_AXES))(meta, batch)
@@ -114,3 +128,6 @@ def _vectorized(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
     gradient = dict(zip(leaves, values, strict=True))
     statistics = {name: value.detach().sum(0) for name, value in each.statistics.items()}
     return TaskGradient(gradient, each.loss.detach().double().sum(), each.outputs.detach(), statistics)
+
+
+_COMPUTE = {"loop": _loop, "vectorized": _vectorized, "captured": _captured}

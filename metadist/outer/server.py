@@ -85,6 +85,10 @@ class OuterRule:
         """The version after which versions are averaged."""
         return self.steps - round(self.optimizer.average * self.steps)
 
+    def chunk_sizes(self) -> tuple[int, ...]:
+        """The numbers of tasks that chunks have: the last one of a step may have fewer."""
+        return tuple({min(self.chunk, self.tasks - first): None for first in range(0, self.tasks, self.chunk)})
+
     def chunk_tasks(self, version: int, chunk: int) -> range:
         """Indices of the tasks in a chunk of the step that follows `version`."""
         first = version * self.tasks

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from metadist.tasks import Examples, Task
 
 #: largest relative difference between a strategy and the plain loop in float64; rounding stays below 1e-10
 TOLERANCE = 1e-7
+
+#: most inner steps that are captured: what it takes to write them down, some tenths of a second each, must pay
+CAPTURED_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,18 @@ def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, s
             "loop",
             "task by task: this model's activations outgrow the CPU's caches when tasks are batched",
         )
-    return "vectorized", "all tasks of a chunk at once: small tasks are bound by the cost of each operation"
+    reason = "all tasks of a chunk at once: small tasks are bound by the cost of each operation"
+    changes = type(learner).at is not Learner.at  # with the step, and its operations with it
+    if learner.remat or changes or learner.train_steps > CAPTURED_STEPS:
+        return "vectorized", reason
+    return "captured", f"{reason}, which are written down once"
 
 
 def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, reason: str) -> StrategyCheck:
     """Compare `rule` with the plain loop in float64 on `batch`, and fall back to the loop where it is wrong.
+
+    What is captured is captured from `meta` and `batch` themselves, and used again in training for chunks of as many
+    tasks as `batch` has. It falls back to `vectorized` first.
 
     Raises:
         UserError: inner steps that are taken again differ from the first time, so that `remat` is wrong; or the model
@@ -61,11 +71,11 @@ def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, re
     if rule == "loop" and not learner.remat:
         return StrategyCheck("loop", "loop", 0.0, reason)
     # Buffers of the module go to float64 too, on a copy.
-    learner = copy.deepcopy(learner)
-    learner.network.module.double()
+    double = copy.deepcopy(learner)
+    double.network.module.double()
     meta64 = Meta(*(_double(group) for group in meta))
     batch64 = Task(*(Examples(_double_tensor(part.x), _double_tensor(part.y), part.ways) for part in batch))
-    keeps_graphs = copy.copy(learner)
+    keeps_graphs = copy.copy(double)
     keeps_graphs.remat = False
     try:
         plain = compute_meta_gradient(keeps_graphs, meta64, batch64, "loop")
@@ -77,7 +87,10 @@ def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, re
         raise UserError("learner.first_order", False, expected, hint) from error
 
     def difference(strategy: Strategy) -> float:
-        return relative_difference(plain, compute_meta_gradient(learner, meta64, batch64, strategy))
+        if strategy == "captured":
+            compute_meta_gradient(learner, meta, batch, strategy)
+        which = learner if strategy == "captured" else double
+        return relative_difference(plain, compute_meta_gradient(which, meta64, batch64, strategy))
 
     check = StrategyCheck("loop", "loop", 0.0, reason) if rule == "loop" else _checked(rule, reason, difference)
     if check.strategy == "loop" and learner.remat and (again := difference("loop")) > TOLERANCE:
@@ -89,13 +102,15 @@ def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, re
 def _checked(rule: Strategy, reason: str, difference: Callable[[Strategy], float]) -> StrategyCheck:
     try:
         found = difference(rule)
+        wrong = f"it differs from the plain loop by {found:.1e} in float64"
     except RuntimeError as error:
-        text = str(error).splitlines()[0][:160]
-        return StrategyCheck("loop", rule, float("nan"), f"task by task: vectorised it fails ({text})")
-    if not found <= TOLERANCE:
-        reason = f"task by task: vectorised it differs from the plain loop by {found:.1e} in float64"
-        return StrategyCheck("loop", rule, found, reason)
-    return StrategyCheck(rule, rule, found, reason)
+        found, wrong = float("nan"), f"it fails ({(str(error).splitlines() or [''])[0][:160]})"
+    if found <= TOLERANCE:
+        return StrategyCheck(rule, rule, found, reason)
+    if rule == "captured":
+        fallback = _checked("vectorized", f"all tasks of a chunk at once: captured {wrong}", difference)
+        return replace(fallback, rule=rule, difference=found)
+    return StrategyCheck("loop", rule, found, f"task by task: vectorised {wrong}")
 
 
 def relative_difference(a: MetaGradient, b: MetaGradient) -> float:

@@ -306,7 +306,7 @@ class WorkerPoolContract:
             pool.submit(name, ticket, work, version)
         check, scores = (event.report for event in self.events(runtime, pool, 2) if isinstance(event, Done))
         assert isinstance(check, StrategyCheck)
-        assert check.strategy == "vectorized"
+        assert check.strategy == "captured"
         assert isinstance(scores, TaskScores)
         _, expected = Worker(runtime.experiment, CPU).run(works[1], published)
         assert isinstance(expected, TaskScores)

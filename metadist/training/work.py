@@ -39,7 +39,7 @@ class GradientWork:
 
 @dataclass(frozen=True)
 class CheckWork:
-    """Choose the execution strategy and check it on two of the run's own tasks; answered by a `StrategyCheck`.
+    """Choose the execution strategy and check it on some of the run's own tasks; answered by a `StrategyCheck`.
 
     Attributes:
         split, seed, episode: address and size of the tasks.
@@ -140,9 +140,13 @@ class Worker:
     def _check(self, work: CheckWork, meta: Meta) -> StrategyCheck:
         learner, steps = self.experiment.learner, self.experiment.rule.steps
         rule, reason = choose_strategy(learner, self.device)
-        batch = self.experiment.distribution.batch(work.split, work.seed, range(2), work.episode, self.device)
         stages = dict.fromkeys((learner.at(0), learner.at(steps)))  # one, but for learners with a schedule
-        checks = [check_strategy(stage, meta, batch, rule, reason) for stage in stages]
+        chunks = self.experiment.rule.chunk_sizes() if rule == "captured" else (2,)
+        batches = [
+            self.experiment.distribution.batch(work.split, work.seed, range(tasks), work.episode, self.device)
+            for tasks in chunks
+        ]
+        checks = [check_strategy(stage, meta, batch, rule, reason) for stage in stages for batch in batches]
         return next((check for check in checks if check.strategy != rule), checks[0])
 
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from metadist.errors import UserError
-from metadist.learners import Maml, MamlConfig, Network
+from metadist.learners import Maml, MamlConfig, Meta, Network
 from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
-from metadist.outer import check_strategy, choose_strategy
+from metadist.outer import capture, check_strategy, choose_strategy, compute_meta_gradient
+from metadist.outer.strategy import relative_difference
+from metadist.tasks import Task
 
 CPU = torch.device("cpu")
 
@@ -151,6 +153,77 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
     assert found.difference < 1e-11
 
 
+@pytest.mark.parametrize(
+    ("name", "norm", "pool"),
+    [
+        ("maml-1", "batch", False),
+        ("maml-3", "batch", True),
+        ("maml-1", "support", False),
+        ("maml-1", "layer", True),
+        ("foboil-2", "batch", False),
+        ("reptile-sgd-batches", "batch", False),
+        ("protonet", "batch", True),
+    ],
+)
+def test_what_is_captured_is_the_same(setting: Callable, name: str, norm: str, pool: bool) -> None:
+    learner, meta, batch = setting(name, "conv", norm, pool)
+    found = check_strategy(learner, meta, batch, "captured", "the rule")
+    assert (found.strategy, found.reason) == ("captured", "the rule")
+    assert found.difference < 1e-11
+
+
+@pytest.mark.parametrize("loss", ["conv", "mlp"])
+def test_what_is_captured_holds_for_other_values_and_precisions(setting: Callable, loss: str) -> None:
+    learner, meta, batch = setting("maml-1", loss, "batch")
+    meta32 = Meta(*({name: value.float() for name, value in group.items()} for group in meta))
+    batch32 = Task(*(part._replace(x=part.x.float(), y=part.y.float() if part.ways == 0 else part.y) for part in batch))
+    assert compute_meta_gradient(learner, meta32, batch32, "captured").gradient["head.bias"].dtype == torch.float32
+    moved = meta._replace(parameters={name: value * 1.25 for name, value in meta.parameters.items()})
+    other = Task(*(part._replace(x=part.x.flip(0), y=part.y.flip(0)) for part in batch))
+    captured, loop = (compute_meta_gradient(learner, moved, other, way) for way in ("captured", "loop"))
+    assert relative_difference(loop, captured) < 1e-12
+    assert float(captured.loss) == pytest.approx(float(loop.loss), rel=1e-12)
+    assert captured.correct == loop.correct
+
+
+@pytest.mark.parametrize(
+    ("inner", "strategy", "words"),
+    [
+        (Branch, "loop", "task by task: vectorised it fails"),
+        (lambda: nn.BatchNorm2d(4, track_running_stats=False), "loop", "task by task: vectorised it differs"),
+        (Shifted, "captured", "the rule"),
+    ],
+    ids=["branch", "batch-norm", "buffer"],
+)
+def test_what_cannot_be_captured_falls_back_and_buffers_can(
+    setting: Callable, inner: Callable, strategy: str, words: str
+) -> None:
+    _, _, batch = setting("maml-1", "conv", "batch")
+    learner = Maml(MamlConfig(), Network(Foreign(inner), "kaiming", "cross_entropy"))
+    meta = learner.init(torch.Generator().manual_seed(0))
+    batch = Task(*(part._replace(x=part.x.float()) for part in batch))
+    found = check_strategy(learner, meta, batch, "captured", "the rule")
+    assert (found.strategy, found.rule) == (strategy, "captured")
+    assert found.reason.startswith(words)
+
+
+def test_a_chunk_is_cut_into_equal_pieces_that_fit_the_caches(
+    setting: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, meta, batch = setting("maml-1", "conv", "batch")
+    batch = Task(*(part._replace(x=part.x.repeat(2, 1, 1, 1, 1), y=part.y.repeat(2, 1)) for part in batch))
+    whole = compute_meta_gradient(learner, meta, batch, "captured")
+    each = 9 * learner.network.module.activations  # the query's rows
+    for room, sizes in ((6 * each, [6]), (5 * each, [3, 3]), (each - 1, [1] * 6)):
+        monkeypatch.setattr(capture, "PIECE", room)
+        assert [piece.query.y.shape[0] for piece in capture.pieces(learner, batch)] == sizes
+    monkeypatch.setattr(capture, "PIECE", 3 * each)
+    parts = compute_meta_gradient(learner, meta, batch, "captured")
+    assert relative_difference(whole, parts) < 1e-12
+    assert float(parts.loss) == pytest.approx(float(whole.loss), rel=1e-12)
+    assert (parts.correct, parts.rows) == (whole.correct, whole.rows)
+
+
 class Dropout(nn.Module):
     """Another mask in every forward pass."""
 
@@ -189,9 +262,9 @@ def test_a_gradient_that_is_not_finite_is_no_agreement(setting: Callable) -> Non
 @pytest.mark.parametrize(
     ("module", "device", "strategy"),
     [
-        (Mlp(MlpConfig(), (1,), 1), "cpu", "vectorized"),
-        (Conv4(Conv4Config(width=4, layers=2, pool=False), (1, 8, 8), 3), "cpu", "vectorized"),
-        (Conv4(Conv4Config(width=4, layers=2), (1, 8, 8), 3), "cpu", "vectorized"),
+        (Mlp(MlpConfig(), (1,), 1), "cpu", "captured"),
+        (Conv4(Conv4Config(width=4, layers=2, pool=False), (1, 8, 8), 3), "cpu", "captured"),
+        (Conv4(Conv4Config(width=4, layers=2), (1, 8, 8), 3), "cpu", "captured"),
         (Conv4(Conv4Config(width=64), (1, 28, 28), 3), "cpu", "loop"),
         (Conv4(Conv4Config(width=64), (1, 28, 28), 3), "cuda", "vectorized"),
     ],
@@ -201,3 +274,9 @@ def test_the_rule_is_of_model_and_device(module: BaseModel, device: str, strateg
     chosen, reason = choose_strategy(learner, torch.device(device))
     assert chosen == strategy
     assert reason
+
+
+@pytest.mark.parametrize("config", [MamlConfig(remat=True), MamlConfig(inner_steps=17)], ids=["remat", "many-steps"])
+def test_what_does_not_pay_is_not_captured(config: MamlConfig) -> None:
+    learner = Maml(config, Network(Mlp(MlpConfig(), (1,), 1), "xavier", "mse"))
+    assert choose_strategy(learner, CPU)[0] == "vectorized"

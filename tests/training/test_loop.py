@@ -246,5 +246,5 @@ def test_the_strategy_is_checked_before_the_first_step(make_run: Callable, monke
     )
     monkeypatch.setattr(run.notes, "stepped", lambda record, workers, losses: order.append(f"step {record.version}"))
     result = run.go()
-    assert order[:2] == ["vectorized 0", "step 1"]
+    assert order[:2] == ["captured 0", "step 1"]
     assert result.strategy.difference < 1e-12
