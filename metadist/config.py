@@ -644,12 +644,16 @@ def pretrain_identity(job: Job, store: ClassStore, steps: int) -> dict[str, Any]
     """What a pre-training's results are a function of, its number of workers included."""
     whole = identity(job, store)
     settings = dataclasses.asdict(job.pretrain)
-    workers = job.resources.most if job.runtime == "ray" else 1
     return {key: whole[key] for key in ("seed", "data", "model", "threads")} | {
         "pretrain": settings,
-        "workers": workers,
+        "workers": pretrain_workers(job),
         "steps": steps,
     }
+
+
+def pretrain_workers(job: Job) -> int:
+    """The processes of a job's pre-training, whose number its results depend on."""
+    return job.resources.most if job.runtime == "ray" else 1
 
 
 def identity_sha256(content: Mapping[str, Any]) -> str:
@@ -662,6 +666,13 @@ def content_sha256(content: Mapping[str, Any]) -> str:
     said = {key: value for key, value in content.items() if key not in PLACEMENT and key != "seed"}
     data = {key: value for key, value in said.pop("data", {}).items() if key not in DATA_PLACEMENT}
     return identity_sha256(said | ({"data": data} if data else {}))
+
+
+def pretrain_content_sha256(content: Mapping[str, Any]) -> str:
+    """The sha of what a valid job file says to pre-train, the number of workers included."""
+    seen = content_sha256({key: content[key] for key in ("data", "model") if key in content})
+    settings, workers = content.get("pretrain", {}), pretrain_workers(parse_job(content))
+    return identity_sha256({"job": seen, "pretrain": settings, "workers": workers})
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

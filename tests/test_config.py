@@ -35,7 +35,7 @@ from metadist.models import Conv4Config, MlpConfig
 from metadist.tasks import SinusoidTasksConfig
 
 REPOSITORY = Path(__file__).parent.parent
-JOBS = sorted((REPOSITORY / "jobs").glob("*.yaml"))
+JOBS = sorted(path for path in (REPOSITORY / "jobs").rglob("*.yaml") if path.name != "rows.yaml")
 
 
 def sha(*settings: str) -> str:
@@ -172,7 +172,7 @@ def test_more_workers_than_chunks_is_a_warning() -> None:
 # text and back
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_jobs_parse_and_come_back(path: Path) -> None:
     job = load_job(str(path))
     assert parse_job(yaml.safe_load(dump_job(job))) == job

@@ -10,11 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from metadist.cli.data import image_progress
-from metadist.cli.train import train_shown
+from metadist.cli.train import run_to_end
 from metadist.errors import UserError
 from metadist.training.evaluation import mean_and_ci95
-from metadist.training.run_folder import RunFolder
-from metadist.training.run_list import is_finished
 
 
 def cross_validate(run: str, folds: int, seed: int, overrides: list[str], address: str | None) -> dict[str, Any]:
@@ -30,12 +28,8 @@ def cross_validate(run: str, folds: int, seed: int, overrides: list[str], addres
         jobs = fold_jobs(run, folds, seed, overrides, progress)
     found = []
     for number, (name, job) in enumerate(jobs, 1):
-        folder = RunFolder(f"{job.storage}/{name}")
-        typer.echo(f"· fold {number} of {folds}: {folder.location}", err=True)
-        if not is_finished(folder):
-            summary, code = train_shown(job, None, [], {"address": address, "run": name})
-            if code or summary["outcome"] == "stopped":
-                raise typer.Exit(code)
+        typer.echo(f"· fold {number} of {folds}: {job.storage}/{name}", err=True)
+        folder = run_to_end(job, name, address)
         test = folder.read_json("summary.json")["test"]
         facts = {"fold": number, "run_dir": folder.location, "classes": job.data.split.test}
         found.append(facts | {key: test[key] for key in ("accuracy", "ci95", "loss", "from_scratch")})

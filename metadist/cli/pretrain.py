@@ -12,7 +12,7 @@ from metadist.cli.data import image_progress
 from metadist.cli.display import Display
 from metadist.cli.fault import parse_fault
 from metadist.cli.train import Stop, json_line, placed, shorthands
-from metadist.config import load_job
+from metadist.config import Job, load_job
 from metadist.errors import UserError
 
 
@@ -38,16 +38,16 @@ def pretrain_command(
     short = {"workers": workers, "storage": storage, "name": name, "shared_storage": shared_storage}
     every = [*overrides, *shorthands(short)]
     options = {"address": address, "run": run, "stop_after": stop_after, "fault": parse_fault(fault) if fault else None}
-    summary, code = _pretrain(job, resume, every, options)
+    summary, code = pretrain_shown(load_job(job, every) if job is not None else None, resume, every, options)
     if as_json:
         typer.echo(json_line(summary))
     raise typer.Exit(code)
 
 
-def _pretrain(
-    path: str | None, resume: str | None, overrides: list[str], given: dict[str, Any]
+def pretrain_shown(
+    job: Job | None, resume: str | None, overrides: list[str], given: dict[str, Any]
 ) -> tuple[dict[str, Any], int]:
-    job = load_job(path, overrides) if path is not None else None
+    """Pre-train a job's model, or go on with it, before the user's eyes; the counterpart of `train_shown`."""
     from metadist.distributed.pretrain import pretrain_job, resume_pretraining
     from metadist.distributed.run import RunOptions
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ from rich.table import Table
 
 from metadist.cli.data import image_progress
 from metadist.cli.display import Display
-from metadist.cli.train import json_line, train_shown
-from metadist.config import content_sha256, load_job, read_mapping, set_value
+from metadist.cli.pretrain import pretrain_shown
+from metadist.cli.train import json_line, run_to_end
+from metadist.config import content_sha256, load_job, pretrain_content_sha256, read_mapping, set_value
 from metadist.errors import UserError
 from metadist.paper.rows import Row, Setting, find_rows, read_table
 from metadist.paper.summary import read_summary, summarize
 from metadist.paper.table import row_state, write_results
 from metadist.training.comparison import SCORES, parse_scores
 from metadist.training.run_folder import RunFolder
-from metadist.training.run_list import is_finished
 
 TABLE = Path("jobs/paper")
 
@@ -61,7 +62,7 @@ def reproduce_command(
     chosen = find_rows(settings, rows) if rows else _without_gpu(settings)
     plan = [(row, seed) for row in chosen for seed in _seeds(row, seeds)]
     for row, _ in plan:  # before any of them takes its time
-        _check(row.trained, overrides)
+        _check(row, overrides)
     done: list[dict[str, Any]] = []
     for row, seed in plan:
         location = _reproduce(row, seed, _queries(settings, row), _Options(overrides, data, address))
@@ -92,12 +93,14 @@ def _seeds(row: Row, wanted: str | None) -> list[int]:
 
 def _check(row: Row, overrides: list[str]) -> None:
     """Refuse a job file that is wrong, and settings that would make another job of it."""
-    load_job(str(row.job), overrides)
+    row.job_sha256()
+    for path in filter(None, (row.job, row.pretraining)):
+        load_job(str(path), overrides)
     content = read_mapping(str(row.job))
-    seed = content.get("seed")
+    before = content_sha256(content), content.get("seed")
     for override in overrides:
         set_value(content, override)
-        if content_sha256(content) != row.job_sha256() or content.get("seed") != seed:
+        if (content_sha256(content), content.get("seed")) != before:
             raise UserError(
                 "--set",
                 override,
@@ -112,7 +115,8 @@ def _reproduce(row: Row, seed: int, queries: list[int], options: _Options) -> st
     if path.exists() and read_summary(path).job_sha256 == row.job_sha256():
         typer.echo(f"· {row.id}, seed {seed}: {path} is there", err=True)
         return None
-    folder = _trained(row.trained, seed, options)
+    pretrained = _pretrained(row.trained, seed, options)
+    folder = _trained(row.trained, seed, pretrained, options)
     if row.config.judged is None:
         known = {test.protocol["query"]: test for test in parse_scores(folder.read_json(SCORES), folder.location)}
         figures = folder.read_json("summary.json")["test"]
@@ -122,23 +126,34 @@ def _reproduce(row: Row, seed: int, queries: list[int], options: _Options) -> st
         if query not in known:
             result = _judge(row, folder, query, options)
             known[query], figures = result["scores"], figures or result["test"]
-    made = summarize(row, seed, folder, figures, [known[query] for query in queries])
+    made = summarize(row, seed, folder, pretrained, figures, [known[query] for query in queries])
     RunFolder(str(path.parent)).write(path.name, made.dump().encode())
     return folder.location
 
 
-def _trained(row: Row, seed: int, options: _Options) -> RunFolder:
+def _pretrained(row: Row, seed: int, options: _Options) -> RunFolder | None:
+    """The folder of the finished pre-training that a row starts from, which rows may share."""
+    if row.pretraining is None:
+        return None
+    sha = pretrain_content_sha256(read_mapping(str(row.pretraining)))
+    name = f"{'-'.join(row.pretraining.relative_to(row.folder).with_suffix('').parts)}-seed{seed}-{sha[:8]}"
+    said = load_job(str(row.pretraining))
+    job = load_job(str(row.pretraining), [*options.overrides, f"seed={seed}", f"name={name}"])
+    # Its results depend on the number of its workers, which is the file's whatever the command says.
+    job = replace(job, runtime=said.runtime, resources=replace(job.resources, workers=said.resources.workers))
+    address = options.address if job.runtime == "ray" else None
+    typer.echo(f"· {row.id}, seed {seed}: pre-training in {job.storage}/{name}", err=True)
+    return run_to_end(job, name, address, pretrain_shown)
+
+
+def _trained(row: Row, seed: int, pretrained: RunFolder | None, options: _Options) -> RunFolder:
     """The folder of a row's finished run, which is trained, or goes on, if need be."""
     # With the job's sha in its name, a run of a job that was changed since is not taken for one of this.
     name = f"{row.setting}-{row.name}-seed{seed}-{row.job_sha256()[:8]}"
-    job = load_job(str(row.job), [*options.overrides, f"seed={seed}", f"name={name}"])
-    folder = RunFolder(f"{job.storage.rstrip('/')}/{name}")
-    typer.echo(f"· {row.id}, seed {seed}: {folder.location}", err=True)
-    if not is_finished(folder):
-        summary, code = train_shown(job, None, [], {"address": options.address, "run": name})
-        if code or summary["outcome"] == "stopped":
-            raise typer.Exit(code)
-    return folder
+    start = [] if pretrained is None else [f"init_from.path={json.dumps(pretrained.location)}"]
+    job = load_job(str(row.job), [*options.overrides, *start, f"seed={seed}", f"name={name}"])
+    typer.echo(f"· {row.id}, seed {seed}: {job.storage}/{name}", err=True)
+    return run_to_end(job, name, options.address)
 
 
 def _judge(row: Row, folder: RunFolder, query: int, options: _Options) -> dict[str, Any]:

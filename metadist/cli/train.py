@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,6 +22,8 @@ from metadist.cli.display import Display
 from metadist.cli.fault import parse_fault
 from metadist.config import Job, load_job
 from metadist.errors import UserError
+from metadist.training.run_folder import RunFolder
+from metadist.training.run_list import is_finished
 
 
 class Stop:
@@ -120,6 +123,28 @@ def train_shown(
     show_summary(summary)
     code = 0 if stop.signal is None else 128 + stop.signal
     return summary, code
+
+
+def run_to_end(
+    job: Job,
+    name: str,
+    address: str | None,
+    shown: Callable[[Job, None, list[str], dict[str, Any]], tuple[dict[str, Any], int]] = train_shown,
+) -> RunFolder:
+    """The folder of a job's run with this name, which is trained, or goes on, unless it has come to its end.
+
+    Args:
+        shown: what trains it.
+
+    Raises:
+        typer.Exit: the user stopped it.
+    """
+    folder = RunFolder(f"{os.path.expanduser(job.storage).rstrip('/')}/{name}")
+    if not is_finished(folder):
+        summary, code = shown(job, None, [], {"address": address, "run": name})
+        if code or summary["outcome"] == "stopped":
+            raise typer.Exit(code)
+    return folder
 
 
 def placed(job: Job, overrides: list[str]) -> Job:

@@ -91,7 +91,7 @@ def workers(job: Job) -> int:
         given = dataclasses.asdict(job.resources.workers)
         hint = "A pre-training's bits depend on the number of its workers."
         raise UserError("resources.workers", given, "one number", hint)
-    return job.resources.workers if job.runtime == "ray" else 1
+    return config.pretrain_workers(job)
 
 
 def pretrain_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any]:
@@ -173,7 +173,6 @@ class _Watcher:
     options: RunOptions
     epochs: int
     last: EpochRecord | None = None
-    seconds: float = 0.0
 
     def epoch(self, record: EpochRecord) -> bool:
         """An epoch ended; returns whether the run is to end."""
@@ -192,7 +191,6 @@ class _Watcher:
         if record.valid_loss is not None and record.valid_accuracy is not None:
             values |= {"valid/loss": record.valid_loss, "valid/accuracy": record.valid_accuracy}
             text += f"; held out {100 * record.valid_accuracy:.2f} %"
-        self.seconds += record.seconds
         self.recorder.log(record.version, values)
         self.recorder.saved(record.version, checkpoint_name(record.version))
         self.folder.renew()
@@ -265,7 +263,7 @@ def _summarize(
         "epoch": version // pretraining.steps_per_epoch,
         "params_sha256": meta_sha256(newest.state.meta),
         "images_per_second": round(trained / last.seconds, 1) if last and last.seconds else None,
-        "train_seconds": round(watcher.seconds, 2),
+        "train_seconds": round(newest.progress["seconds"], 2),
         "norm": prepared.job.model.norm,
         "workers": workers(prepared.job),
         "classes": pretraining.images.ways,

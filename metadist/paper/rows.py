@@ -6,12 +6,12 @@ of its seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from metadist.config import content_sha256, load_job, parse_section, read_mapping
+from metadist.config import content_sha256, load_job, parse_section, pretrain_content_sha256, read_mapping
 from metadist.errors import UserError, nearest
 
 #: file of a table's folder that lists its rows
@@ -52,6 +52,8 @@ class RowConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     #: judges another row's runs
     judged: Judged | None = None
+    #: file of the table's folder, without its `.yaml`, to pre-train with: the job's `init_from.path` becomes that run
+    pretrain: str | None = None
     #: gpu: left out of `--all`
     needs: Literal["cpu", "gpu"] = "cpu"
     #: what the paper reports in this setting
@@ -66,6 +68,8 @@ class RowConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len({*self.seeds}) < len(self.seeds) or min(self.seeds) < 0:
             raise UserError("seeds", self.seeds, "different whole numbers of at least 0, at least one")
+        if self.judged is not None and self.pretrain is not None:
+            raise UserError("pretrain", self.pretrain, "nothing beside judged", "The row that it judges may have it.")
 
 
 @dataclass(frozen=True)
@@ -78,17 +82,17 @@ class SettingConfig:
     #: query examples per class to judge with, the most important first; where activations are normalised over the query
     #: set the accuracy depends on it
     queries: list[int]
-    #: row that the others are compared with
-    baseline: str | None = None
+    #: rows that the others are compared with
+    baselines: list[str] = field(default_factory=list)
     #: what a reader must know of the setting
     note: str = ""
 
     def __post_init__(self) -> None:
         if not self.queries or min(self.queries) < 1:
             raise UserError("queries", self.queries, "whole numbers of at least 1, at least one")
-        if self.baseline is not None and self.baseline not in self.rows:
-            hint = nearest(self.baseline, self.rows)
-            raise UserError("baseline", self.baseline, f"one of the rows {', '.join(self.rows)}", hint)
+        for name in self.baselines:
+            if name not in self.rows:
+                raise UserError("baselines", name, f"of the rows {', '.join(self.rows)}", nearest(name, self.rows))
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,14 @@ class Row:
 
     Attributes:
         folder: the table's.
+        judges: the row whose runs it judges, if it has none of its own.
     """
 
     folder: Path
     setting: str
     name: str
     config: RowConfig
+    judges: Row | None = None
 
     @property
     def id(self) -> str:
@@ -112,26 +118,34 @@ class Row:
     @property
     def trained(self) -> Row:
         """The row whose job its runs are of: itself, unless it judges another one's."""
-        if self.config.judged is None:
-            return self
-        setting, _, name = self.config.judged.row.partition("/")
-        return Row(self.folder, setting, name, RowConfig(seeds=self.config.seeds))
+        return self.judges or self
 
     @property
     def job(self) -> Path:
         """Its job file."""
-        if self.config.judged is not None:
-            return self.trained.job
-        return self.folder / self.setting / f"{self.name}.yaml"
+        trained = self.trained
+        return self.folder / trained.setting / f"{trained.name}.yaml"
+
+    @property
+    def pretraining(self) -> Path | None:
+        """The job file of the pre-training that its job starts from."""
+        name = self.trained.config.pretrain
+        return None if name is None else self.folder / f"{name}.yaml"
 
     def summary(self, seed: int) -> Path:
         """Where the summary of a run is kept."""
         return self.folder / self.setting / self.name / f"seed-{seed}.json"
 
     def job_sha256(self) -> str:
-        """Of what its job file says to compute, and of how the runs are judged; the file is checked first."""
+        """Of what its job file says to compute, and the file of its pre-training, and of how the runs are judged.
+
+        Raises:
+            UserError: one of the files is missing or wrong.
+        """
         load_job(str(self.job))
         content = read_mapping(str(self.job))
+        if self.pretraining is not None:
+            content |= {"pretraining": pretrain_content_sha256(read_mapping(str(self.pretraining)))}
         if self.config.judged is not None:
             # Its data is named as the data of a job is: the content counts, which is in the protocol.
             content |= {"judged": asdict(replace(self.config.judged, data=None))}
@@ -155,14 +169,8 @@ def read_table(folder: Path) -> list[Setting]:
     """
     content = read_mapping(str(folder / ROWS))
     table = [_setting(folder, name, value) for name, value in content.items()]
-    trained = [row.id for setting in table for row in setting.rows if row.config.judged is None]
-    for setting in table:
-        for row in setting.rows:
-            if row.config.judged is not None and row.config.judged.row not in trained:
-                name = row.config.judged.row
-                hint = nearest(name, trained)
-                raise UserError(f"{setting.name}.rows.{row.name}.judged.row", name, "a row with a job of its own", hint)
-    return table
+    trained = {row.id: row for setting in table for row in setting.rows if row.config.judged is None}
+    return [replace(one, rows=tuple(_judging(row, trained) for row in one.rows)) for one in table]
 
 
 def _setting(folder: Path, name: str, content: Any) -> Setting:
@@ -171,6 +179,17 @@ def _setting(folder: Path, name: str, content: Any) -> Setting:
     for row, value in config.rows.items():
         rows.append(Row(folder, name, row, parse_section(RowConfig, value or {}, f"{name}.rows.{row}")))
     return Setting(name, config, tuple(rows))
+
+
+def _judging(row: Row, trained: Mapping[str, Row]) -> Row:
+    """The row with the one whose runs it judges, if it says so."""
+    if row.config.judged is None:
+        return row
+    name = row.config.judged.row
+    if name not in trained:
+        place = f"{row.setting}.rows.{row.name}.judged.row"
+        raise UserError(place, name, "a row with a job of its own", nearest(name, trained))
+    return replace(row, judges=trained[name])
 
 
 def find_rows(table: Sequence[Setting], names: Sequence[str]) -> list[Row]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import metadist
-from metadist.config import parse_job, parse_yaml
+from metadist.config import Job, parse_job, parse_yaml
 from metadist.errors import UserError
 from metadist.paper.rows import Row
 from metadist.training.comparison import TaskSet, parse_scores
@@ -17,6 +17,28 @@ from metadist.training.run_folder import RunFolder
 
 #: significant digits of a task's loss
 _DIGITS = 4
+
+
+@dataclass(frozen=True)
+class PretrainingSummary:
+    """A pre-training, which runs may share.
+
+    Attributes:
+        identity_sha256: of everything that its result is a function of, the number of workers included.
+        step: steps taken; `tested_step`: after which of them the parameters were taken.
+        images: trained on, each as often as it was seen.
+        train_seconds: spent in training steps.
+    """
+
+    identity_sha256: str
+    params_sha256: str
+    workers: int
+    classes: int
+    epoch: int
+    step: int
+    tested_step: int
+    images: int
+    train_seconds: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,7 @@ class RunSummary:
         inner_steps: adaptation steps in training; `None` for learners that take none.
         figures: of the final evaluation: precision, recall and F1 for classification.
         tests: scores of single tasks, by the setting's `queries`.
+        pretraining: of the pre-training that it started from, if any.
     """
 
     row: str
@@ -57,6 +80,7 @@ class RunSummary:
     inner_steps: int | None
     figures: dict[str, float]
     tests: list[TaskSet]
+    pretraining: PretrainingSummary | None = None
 
     def test(self, query: int) -> TaskSet | None:
         """The scores at so many query examples per class."""
@@ -78,14 +102,22 @@ def _short(one: TaskSet) -> TaskSet:
     return replace(one, scores=scores, from_scratch=scratch)
 
 
-def summarize(row: Row, seed: int, folder: RunFolder, figures: Mapping[str, Any], tests: list[TaskSet]) -> RunSummary:
+def summarize(
+    row: Row,
+    seed: int,
+    folder: RunFolder,
+    pretrained: RunFolder | None,
+    figures: Mapping[str, Any],
+    tests: list[TaskSet],
+) -> RunSummary:
     """The summary of a finished run.
 
     Args:
         folder: the run's.
+        pretrained: the pre-training's that it started from.
         figures: its final evaluation, or the one that the row is about.
     """
-    job = parse_job(parse_yaml(folder.read("job.yaml").decode(), folder.location))
+    job = _job(folder)
     about, summary = folder.read_json("run.json"), folder.read_json("summary.json")
     episode = job.tasks.training_episode()
     machine = dict(about["fingerprint"])
@@ -110,7 +142,18 @@ def summarize(row: Row, seed: int, folder: RunFolder, figures: Mapping[str, Any]
         inner_steps=getattr(job.learner, "inner_steps", None),
         figures={name: figures[name] for name in ("precision", "recall", "f1") if figures[name] is not None},
         tests=tests,
+        pretraining=None if pretrained is None else _summarize_pretraining(pretrained),
     )
+
+
+def _summarize_pretraining(folder: RunFolder) -> PretrainingSummary:
+    summary = folder.read_json("summary.json")
+    known = {name: summary[name] for name in PretrainingSummary.__dataclass_fields__ if name in summary}
+    return PretrainingSummary(**known, images=summary["step"] * _job(folder).pretrain.batch)
+
+
+def _job(folder: RunFolder) -> Job:
+    return parse_job(parse_yaml(folder.read("job.yaml").decode(), folder.location))
 
 
 def read_summary(path: Path) -> RunSummary:
@@ -122,6 +165,8 @@ def read_summary(path: Path) -> RunSummary:
     try:
         content = json.loads(path.read_text())
         tests = parse_scores(content, str(path))
+        if (before := content.get("pretraining")) is not None:
+            content["pretraining"] = PretrainingSummary(**before)
         return RunSummary(**(content | {"tests": tests}))
     except (OSError, ValueError, TypeError) as error:
         if isinstance(error, UserError):

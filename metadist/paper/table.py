@@ -34,7 +34,8 @@ Written by `metadist reproduce` from `rows.yaml` and the summaries of the runs, 
 - Published figures are marked: R, read in the authors' paper or repository; S, read in a second-hand copy; M, from
   memory, not checked. They were reached with the papers' own, longer training.
 - *time* is that of the training steps on the machine at hand, *processor* that of the meta-gradients, of all workers
-  together. *job* is the sha256 of what the job file says to compute.
+  together. *job* is the sha256 of what the job file says to compute. A row that starts from a supervised pre-training
+  on all training classes shows the steps, the images and the time of that.
 """
 
 
@@ -136,8 +137,8 @@ def _protocol(setting: Setting, done: Sequence[RowState]) -> list[str]:
 
 
 def _reference(setting: Setting, done: Sequence[RowState], query: int) -> TaskSet | None:
-    """The tasks that the rows of a setting are compared on: the baseline's, or the first row's that has any."""
-    ordered = sorted(done, key=lambda state: state.row.name != setting.config.baseline)
+    """The tasks that the rows of a setting are compared on: a baseline's, or the first row's that has any."""
+    ordered = sorted(done, key=lambda state: state.row.name not in setting.config.baselines)
     return next((judged.first for state in ordered if (judged := state.judged(query)) is not None), None)
 
 
@@ -154,20 +155,19 @@ def _reached(setting: Setting, done: Sequence[RowState]) -> list[str]:
 
 
 def _gained(setting: Setting, done: Sequence[RowState]) -> list[str]:
-    queries, baseline = setting.config.queries, setting.config.baseline
-    base = next((state for state in done if state.row.name == baseline), None)
+    queries = setting.config.queries
+    bases = [state for state in done if state.row.name in setting.config.baselines]
 
     def cells(state: RowState) -> list[str]:
         every = {query: state.judged(query) for query in queries}
         shown = ["" if one is None else _difference(one, one.scratch) for one in every.values()]
         scratch = ["" if one is None else _number(float(np.mean(one.scratch)), one.first) for one in every.values()]
-        if base is not None:
+        for base in bases:
             shown += [_against(one, base.judged(query), state is base) for query, one in every.items()]
         return [*scratch, *shown]
 
     heads = [*(f"random start, {query} query" for query in queries), *(f"gain, {query} query" for query in queries)]
-    if base is not None:
-        heads += [f"against {baseline}, {query} query" for query in queries]
+    heads += [f"against {base.row.name}, {query} query" for base in bases for query in queries]
     return _table(["row", *heads], done, cells)
 
 
@@ -183,13 +183,24 @@ def _trained(done: Sequence[RowState]) -> list[str]:
         tests, e = run.tests[0], run.episode
         episode = f"{e['ways']}-way {e['shots']}-shot, {e['query']} query" if tests.rows else f"{e['shots']} points"
         inner = "–" if run.inner_steps is None and not tests.steps else f"{run.inner_steps or 0} → {tests.steps}"
-        times = (np.mean([getattr(run, name) for run in state.runs]) for name in ("train_seconds", "compute_seconds"))
         figures = [_mean([run.figures[name] for run in state.runs if name in run.figures]) for name in ("recall", "f1")]
-        cost = [f"{run.step:,}", f"{run.training_tasks:,}", *(f"{seconds / 60:.1f} min" for seconds in times)]
-        return [episode, inner, tests.norm, *cost, *figures, f"`{run.job_sha256[:12]}`"]
+        return [episode, inner, tests.norm, *_cost(state.runs), *figures, f"`{run.job_sha256[:12]}`"]
 
     heads = ["training tasks", "inner steps, training → test", "norm", "steps", "tasks", "time", "processor"]
     return _table(["row", *heads, "recall", "F1", "job"], done, cells)
+
+
+def _cost(runs: Sequence[RunSummary]) -> list[str]:
+    """Steps, tasks or images, minutes, minutes of processors: of the first run, and means over the runs."""
+    before = [run.pretraining for run in runs if run.pretraining is not None]
+    steps, tasks = f"{runs[0].step:,}", f"{runs[0].training_tasks:,}"
+    if before:
+        steps, tasks = f"{before[0].step + runs[0].step:,}", f"{before[0].images:,} images"
+        if runs[0].training_tasks:
+            tasks += f", {runs[0].training_tasks:,}"
+    seconds = (sum(run.train_seconds for run in runs) + sum(one.train_seconds for one in before)) / len(runs)
+    processors = float(np.mean([run.compute_seconds for run in runs]))
+    return [steps, tasks, f"{seconds / 60:.1f} min", f"{processors / 60:.1f} min" if processors else ""]
 
 
 def _notes(setting: Setting, state: RowState, done: Sequence[RowState]) -> Iterable[str]:

@@ -196,14 +196,16 @@ def run_epochs(
     """
     # A copy, because the place of a tensor in memory can change bits: in a file they lie where they may.
     state = pretraining.initial() if newest is None else own_copy(newest.state)
-    progress: dict[str, Any] = {"best_version": None, "best_score": None} if newest is None else newest.progress
+    none = {"best_version": None, "best_score": None, "seconds": 0.0}
+    progress: dict[str, Any] = none if newest is None else newest.progress
     first = share.rank == 0
     stop = False
     while state.version < pretraining.epochs * pretraining.steps_per_epoch and not stop:
         state, record = pretraining.epoch(state, share, watch.beat if first else lambda: None)
         score = record.valid_accuracy
+        progress = progress | {"seconds": progress["seconds"] + record.seconds}
         if score is not None and (progress["best_score"] is None or score > progress["best_score"]):
-            progress = {"best_version": record.version, "best_score": score}
+            progress |= {"best_version": record.version, "best_score": score}
         if first:
             folder.write(checkpoint_name(record.version), encode_checkpoint(Checkpoint(state, identity, progress)))
             best = progress["best_version"]

@@ -160,9 +160,11 @@ def _state(files: RunFiles, step: int | None) -> str:
 
 
 def is_finished(folder: RunFolder) -> bool:
-    """Whether a run took all its steps and was tested after them."""
+    """Whether a run took all its steps and was tested after them; a pre-training has no tests."""
     summary = _object(folder, "summary.json")
-    return summary.get("outcome") in ("finished", "early") and summary.get("test") is not None
+    if summary.get("outcome") not in ("finished", "early"):
+        return False
+    return summary.get("test") is not None or _object(folder, "run.json").get("kind") == "pretrain"
 
 
 def best_validation(metrics: Iterable[tuple[int, dict[str, float]]]) -> tuple[str | None, float | None]:

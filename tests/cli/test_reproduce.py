@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metadist.config import load_job, pretrain_content_sha256, read_mapping
+
 JOB = """\
 name: toy
 steps: 4
@@ -25,7 +27,7 @@ ROWS = """\
 waves:
   title: Waves
   queries: [6, 3]
-  baseline: a
+  baselines: [a]
   rows:
     a: {seeds: [0, 1]}
     b: {needs: gpu}
@@ -140,6 +142,56 @@ longer:
     assert states(metadist)["longer/b"]["state"] == "done"
     assert states(metadist)["waves/b"]["missing"] == [0]
     assert "[b](waves/b.yaml)" in (table / "RESULTS.md").read_text()
+
+
+def test_rows_that_start_from_a_pretraining(metadist: Callable[..., Any], table: Path) -> None:
+    """Two rows share one pre-training, which goes on where it stopped, with its own number of workers."""
+    (table / "rows.yaml").write_text("""\
+digits:
+  title: Digits
+  queries: [2]
+  rows: {head: {pretrain: trunk}, all: {pretrain: trunk}}
+""")
+    common = """\
+runtime: inprocess
+data: {source: "sklearn:digits", split: {train: [0, 1, 2], valid: null, test: [6, 7, 8]}}
+model: {kind: mlp, hidden: [16]}
+tracking: {uri: none}
+"""
+    (table / "trunk.yaml").write_text(common + "pretrain: {epochs: 2, batch: 64, optimizer: {lr: 0.01}}\n")
+    (table / "digits").mkdir()
+    tuned = "init_from: {path: runs/trunk, fresh: ['head.*']}\nevaluation: {test_tasks: 20, query: 2}\n"
+    for row in ("head", "all"):
+        learner = f"learner: {{kind: finetune, layers: {row}, eval_steps: 3}}\ntasks: {{ways: 3, shots: 1}}\nsteps: 0\n"
+        (table / "digits" / f"{row}.yaml").write_text(common + tuned + learner)
+    sha = pretrain_content_sha256(read_mapping(str(table / "trunk.yaml")))
+    name = f"trunk-seed0-{sha[:8]}"
+    stopped = metadist("pretrain", str(table / "trunk.yaml"), "--run", name, "--stop-after", "1", "--json")
+    assert (stopped.code, stopped.result["outcome"]) == (0, "stopped")
+    ended = metadist("reproduce", "digits", "--set", "resources.workers=1", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.err.count("going on from step") == 1, "the second row takes what the first one has"
+    pretrained = json.loads(Path("runs", name, "summary.json").read_text())
+    assert pretrained["outcome"] == "finished"
+    assert pretrained["train_seconds"] > stopped.result["train_seconds"]
+    for row in ("head", "all"):
+        content = json.loads((table / "digits" / row / "seed-0.json").read_text())
+        assert content["pretraining"]["params_sha256"] == pretrained["params_sha256"]
+        assert content["pretraining"]["images"] == pretrained["step"] * 64
+        (run,) = Path("runs").glob(f"digits-{row}-seed0-*")
+        start = load_job(str(run / "job.yaml")).start
+        assert start is not None
+        assert Path(start.path).parent.parent == Path("runs", name).resolve()
+    assert "images" in (table / "RESULTS.md").read_text()
+    assert {state["state"] for state in states(metadist).values()} == {"done"}
+    again = metadist("reproduce", "digits", "--json")
+    assert [run["run_dir"] for run in again.result["rows"]] == [None, None]
+    (table / "trunk.yaml").write_text(common + "pretrain: {epochs: 3, batch: 64}\n")
+    assert {state["state"] for state in states(metadist).values()} == {"out of date, to run: 0"}
+    (table / "trunk.yaml").unlink()
+    ended = metadist("reproduce", "digits/all")
+    assert ended.code == 2
+    assert "trunk.yaml: got 'No such file or directory', expected a job file" in ended.err
 
 
 def test_a_row_without_a_job(metadist: Callable[..., Any], table: Path) -> None:

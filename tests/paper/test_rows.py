@@ -13,7 +13,7 @@ LIST = """\
 digits:
   title: Digits
   queries: [15, 1]
-  baseline: plain
+  baselines: [plain]
   rows:
     plain:
     maml: {seeds: [0, 2], goal: 97, paper: {value: 98.7 ± 0.4, mark: R, source: "Finn, 2017"}}
@@ -28,7 +28,7 @@ def listed(folder: Path, text: str = LIST) -> Path:
 
 def test_what_is_listed(tmp_path: Path) -> None:
     digits, waves = read_table(listed(tmp_path))
-    assert (digits.config.title, digits.config.queries, digits.config.baseline) == ("Digits", [15, 1], "plain")
+    assert (digits.config.title, digits.config.queries, digits.config.baselines) == ("Digits", [15, 1], ["plain"])
     plain, maml = digits.rows
     assert (plain.id, plain.config.seeds, plain.config.paper) == ("digits/plain", [0], None)
     assert maml.config.seeds == [0, 2]
@@ -64,7 +64,8 @@ def test_rows_by_name(tmp_path: Path) -> None:
         ("[0, 2]", "[0, 0]", "digits.rows.maml.seeds: got .*, expected different whole numbers"),
         ("[0, 2]", "[]", "digits.rows.maml.seeds: got"),
         ("[15, 1]", "[]", "digits.queries: got"),
-        ("baseline: plain", "baseline: plane", "digits.baseline: got 'plane', .* Did you mean 'plain'?"),
+        ("[plain]", "[plane]", "digits.baselines: got 'plane', .* Did you mean 'plain'?"),
+        ("needs: gpu", "judged: {row: digits/maml}, pretrain: all", "waves.rows.big.pretrain: got 'all', .* nothing"),
         ("  title: Digits\n", "", "digits: got .*, expected a section with the key title"),
         ("title: Waves", "titel: Waves", "waves.titel: got 'Waves', .* Did you mean 'title'?"),
         ("    plain:\n", "    plain:\n    plain:\n", "plain: got 'twice"),

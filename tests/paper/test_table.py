@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from metadist.config import load_job
 from metadist.errors import UserError
 from metadist.paper.rows import Row, read_table
-from metadist.paper.summary import RunSummary, read_summary
+from metadist.paper.summary import PretrainingSummary, RunSummary, read_summary
 from metadist.paper.table import results_page, row_state
 from metadist.training.comparison import TaskSet
 
@@ -21,7 +22,7 @@ ROWS = """\
 digits:
   title: Digits
   queries: [2, 1]
-  baseline: plain
+  baselines: [plain]
   rows:
     plain: {}
     maml: {seeds: [0, 1], goal: 60, paper: {value: 98.7, mark: R, source: Finn}}
@@ -38,6 +39,11 @@ def test_the_page_of_the_repository_is_made_of_its_summaries() -> None:
 def test_each_row_of_the_repository(row: Row) -> None:
     """Its job is valid and of its setting, and its summaries are small enough to be committed."""
     job = load_job(str(row.job))
+    if row.pretraining is not None:
+        before = load_job(str(row.pretraining))
+        assert (before.data, before.model) == (job.data, job.model)
+        assert job.start is not None
+        assert job.start.fresh == ["head.*"]
     assert job.evaluation.test_tasks >= 1000
     for path in (row.folder / row.setting / row.name).glob("*"):
         assert path.stat().st_size < 20_000
@@ -142,6 +148,27 @@ def test_placement_and_comments_do_not_make_it_old(add: Callable[..., Path]) -> 
     assert not row_state(read_table(folder)[0].rows[0]).outdated
     job.write_text("steps: 11\n")
     assert row_state(read_table(folder)[0].rows[0]).outdated
+
+
+def test_what_a_pretraining_costs(add: Callable[..., Path]) -> None:
+    """Its steps and seconds count with the run's, its images stand in the place of tasks; it changes the row's sha."""
+    folder = add("plain", 0, [1, 2, 2, 1])
+    path = folder / "digits" / "plain" / "seed-0.json"
+    before = read_summary(path)
+    pretraining = PretrainingSummary("id", "params", 2, 6, 3, 90, 60, 5760, 120.0)
+    run = replace(before, step=0, training_tasks=0, compute_seconds=0, train_seconds=0, pretraining=pretraining)
+    path.write_text(run.dump())
+    assert read_summary(path) == run
+    assert cells(results_page(folder), "plain")[2][4:7] == ["90", "5,760 images", "2.0 min"]
+    job = folder / "digits" / "all.yaml"
+    (folder / "rows.yaml").write_text(ROWS.replace("plain: {}", "plain: {pretrain: digits/all}"))
+    shas = []
+    for text in ("steps: 1", "steps: 2\nseed: 3\nlearner: {kind: reptile}", "pretrain: {epochs: 3}",
+                 "resources: {workers: 3}", "model: {width: 8}"):  # fmt: skip
+        job.write_text(f"{text}\n")
+        shas.append(read_table(folder)[0].rows[0].job_sha256())
+    assert shas[0] == shas[1]
+    assert len({*shas, before.job_sha256}) == 5
 
 
 def test_other_tasks_are_not_compared(add: Callable[..., Path]) -> None:
