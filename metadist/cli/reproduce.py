@@ -63,9 +63,11 @@ def reproduce_command(
     plan = [(row, seed) for row in chosen for seed in _seeds(row, seeds)]
     for row, _ in plan:  # before any of them takes its time
         _check(row, overrides)
+    queries = {setting.name: setting.config.queries for setting in settings}
+    options = _Options(overrides, data, address)
     done: list[dict[str, Any]] = []
     for row, seed in plan:
-        location = _reproduce(row, seed, _queries(settings, row), _Options(overrides, data, address))
+        location = _reproduce(row, seed, queries[row.setting], options)
         done.append({"row": row.id, "seed": seed, "summary": str(row.summary(seed)), "run_dir": location})
         page = write_results(table)
     typer.echo(f"wrote {page}", err=True)
@@ -75,10 +77,6 @@ def reproduce_command(
 
 def _without_gpu(settings: list[Setting]) -> list[Row]:
     return [row for setting in settings for row in setting.rows if row.config.needs == "cpu"]
-
-
-def _queries(settings: list[Setting], row: Row) -> list[int]:
-    return next(setting.config.queries for setting in settings if setting.name == row.setting)
 
 
 def _seeds(row: Row, wanted: str | None) -> list[int]:

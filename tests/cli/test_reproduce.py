@@ -149,7 +149,7 @@ def test_rows_that_start_from_a_pretraining(metadist: Callable[..., Any], table:
     (table / "rows.yaml").write_text("""\
 digits:
   title: Digits
-  queries: [2]
+  queries: [2, 1]
   rows: {head: {pretrain: trunk}, all: {pretrain: trunk}}
 """)
     common = """\

@@ -96,7 +96,8 @@ def test_a_checkpoint_an_epoch_the_best_is_spared(images: LabelledImages, tmp_pa
     versions = [int(name[-20:-12]) for name in folder.checkpoints()]
     assert versions == sorted({best, made.rule.steps})
     newest = decode_checkpoint(folder.read(folder.checkpoints()[-1]), "newest")
-    assert newest.progress == {"best_version": best, "best_score": max(accuracies)}
+    seconds = sum(record.seconds for record in records)
+    assert newest.progress == {"best_version": best, "best_score": max(accuracies), "seconds": seconds}
 
 
 def test_goes_on_with_tensors_where_torch_would_put_them(images: LabelledImages, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_goes_on_with_tensors_where_torch_would_put_them(images: LabelledImages,
 
     spied = Spy(made.images, made.network, made.rule, made.epochs, made.seed, made.device)
     folder = RunFolder(str(tmp_path / "run")).acquire()
-    newest = Checkpoint(state, "identity", {"best_version": None, "best_score": None})
+    newest = Checkpoint(state, "identity", {"best_version": None, "best_score": None, "seconds": 0.0})
     run_epochs(spied, Share(), folder, newest, "identity", 1, Watch(lambda record: False))
     assert places
     assert not any(places)
