@@ -86,7 +86,7 @@ def test_everything_is_sent(dashboard: Dashboard, submit: Callable[..., Any]) ->
     ("arguments", "message"),
     [
         (["--set", "stepz=5"], "stepz: got 5"),
-        (["--", "--steps", "0"], "steps: got 0"),
+        (["--", "--steps", "-1"], "steps: got -1"),
         (["--", "--stepz", "5"], "No such option: --stepz"),
         (["--", "--address", "auto"], "--address: got 'auto', expected no --address after --"),
         (["--", "--json"], "--json: got True, expected no --json after --"),
