@@ -233,7 +233,7 @@ def test_command(
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        (["trian"], "Did you mean 'train'?"),
+        (["trian"], "Did you mean 'train', 'pretrain'?"),
         (["train", "job.yaml", "--workers", "two"], "--workers"),
         (["train", "job.yaml", "--stesp", "3"], "--steps"),
         (["evaluate"], "Missing argument"),

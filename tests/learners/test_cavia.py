@@ -73,7 +73,7 @@ def test_layers_that_cannot_be_conditioned_are_refused(norm: str, settings: dict
 def test_a_convolution_has_no_concat() -> None:
     """Its border of zeros would see the context where an input beside it has none."""
     network = Network(Conv4(Conv4Config(norm="none"), (1, 28, 28), 2), "xavier", "cross_entropy")
-    with pytest.raises(UserError, match=r"learner.conditioning: got 'concat'.*Conv2d"):
+    with pytest.raises(UserError, match=r"learner.conditioning: got 'concat'.*Convolution"):
         Cavia(CaviaConfig(conditioning="concat"), network)
 
 
