@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 EPOCHS = ["--set", "pretrain.epochs=2", "--set", "pretrain.batch=100"]
 
 
-def test_stop_resume_and_start_from_it(metadist: Callable[..., Any], job: str, tmp_path: Path) -> None:
+def test_stop_resume_and_start_from_it(
+    metadist: Callable[..., Any], job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from a working folder's own runs
     storage = ["--storage", str(tmp_path / "my runs")]
     stopped = metadist("pretrain", job, *storage, *EPOCHS, "--stop-after", "1", "--json")
     assert (stopped.code, stopped.result["outcome"], stopped.result["epoch"]) == (0, "stopped", 1)
