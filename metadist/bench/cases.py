@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metadist.errors import UserError, nearest
 from metadist.learners import Maml, MamlConfig, Meta, Network
-from metadist.models import Conv4, Conv4Config, Mlp, MlpConfig
+from metadist.models import Conv4Config, MlpConfig, ResNet12Config, base_model
 from metadist.outer import torch_generator
 from metadist.tasks import Episode, Examples, SinusoidTasks, Task
 
@@ -29,15 +29,19 @@ class Case:
     Attributes:
         tasks: tasks per repetition.
         chunks: sizes of chunk that are tried, the job's own among them; each divides `tasks`.
+        image: shape of an image.
+        exact: tasks that are compared in float64.
     """
 
     name: str
     about: str
-    model: Conv4Config | MlpConfig
+    model: Conv4Config | MlpConfig | ResNet12Config
     episode: Episode
     learner: MamlConfig
     tasks: int = 32
     chunks: tuple[int, ...] = (JOB_CHUNK, 4, 16, 32)
+    image: tuple[int, int, int] = IMAGE
+    exact: int = JOB_CHUNK
 
 
 def _maml(steps: int, lr: float, first_order: bool = False) -> MamlConfig:
@@ -80,6 +84,17 @@ CASES = (
         _maml(5, 0.1, first_order=True),
         tasks=16,
         chunks=(JOB_CHUNK, 4, 16),
+    ),
+    Case(
+        "G",
+        "ResNet-12 at 32×32, 5-way 1-shot, 1 query a class, 1 step",
+        ResNet12Config(),
+        _FIVE_WAY,
+        _maml(1, 0.01),
+        tasks=8,
+        chunks=(JOB_CHUNK,),
+        image=(3, 32, 32),
+        exact=1,
     ),
 )
 
@@ -127,10 +142,10 @@ def in_float64(setting: Setting, tasks: int) -> Setting:
 
 def build_learner(case: Case) -> Maml:
     """The case's learner with its net."""
-    if isinstance(case.model, MlpConfig):
-        network = Network(Mlp(case.model, SinusoidTasks.input_shape, 1), case.model.init, "mse")
-    else:
-        network = Network(Conv4(case.model, IMAGE, case.episode.ways), case.model.init, "cross_entropy")
+    curves = isinstance(case.model, MlpConfig)
+    shape, outputs = (SinusoidTasks.input_shape, 1) if curves else (case.image, case.episode.ways)
+    module = base_model(case.model, shape, outputs)
+    network = Network(module, case.model.init, "mse" if curves else "cross_entropy")
     return Maml(case.learner, network)
 
 
@@ -142,16 +157,17 @@ def build_setting(case: Case, device: torch.device, seed: int = 0) -> Setting:
     meta = meta._replace(parameters={name: value.to(device) for name, value in meta.parameters.items()})
     if isinstance(case.model, MlpConfig):
         return Setting(learner, meta, SinusoidTasks().batch("train", seed, range(case.tasks), case.episode, device))
-    return Setting(learner, meta, _pixel_tasks(case.tasks, case.episode, device, seed))
+    return Setting(learner, meta, _pixel_tasks(case, device, seed))
 
 
-def _pixel_tasks(tasks: int, episode: Episode, device: torch.device, seed: int) -> Task:
+def _pixel_tasks(case: Case, device: torch.device, seed: int) -> Task:
     """Classification of noisy copies of one random image per class."""
+    tasks, episode, image = case.tasks, case.episode, case.image
     generator = torch_generator("bench pixels", seed)
-    classes = torch.rand((tasks, 1, episode.ways, *IMAGE), generator=generator)
+    classes = torch.rand((tasks, 1, episode.ways, *image), generator=generator)
 
     def part(repeats: int) -> Examples:
-        noise: Tensor = torch.rand((tasks, repeats, episode.ways, *IMAGE), generator=generator)
+        noise: Tensor = torch.rand((tasks, repeats, episode.ways, *image), generator=generator)
         x = (0.7 * classes + 0.3 * noise).flatten(1, 2).to(device)
         y = torch.arange(episode.ways, device=device).repeat(repeats).repeat(tasks, 1)
         return Examples(x, y, episode.ways)

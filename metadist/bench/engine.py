@@ -22,7 +22,7 @@ from metadist.bench.timing import REPEATS, SECONDS, Rate, alternate, check_round
 from metadist.learners.gradient import Parameters
 from metadist.outer import Strategy, choose_strategy, compute_meta_gradient
 from metadist.outer.strategy import TOLERANCE
-from metadist.tasks import Examples, Task
+from metadist.tasks import Task, run_of
 from metadist.training.machine import keep_freed_memory, make_deterministic, set_threads
 
 
@@ -90,8 +90,7 @@ def our_run(setting: Setting, strategy: Strategy, chunk: int) -> Run:
 
 def _chunks(batch: Task, size: int) -> Iterator[Task]:
     for first in range(0, batch.query.x.shape[0], size):
-        rows = slice(first, first + size)
-        yield Task(*(Examples(part.x[rows], part.y[rows], part.ways) for part in batch))
+        yield run_of(batch, slice(first, first + size))
 
 
 def implementations(
@@ -142,7 +141,7 @@ def measure_case(case: Case, seconds: float, repeats: int, device: torch.device)
     """
     setting, absent = build_setting(case, device), absent_peers()
     # In float64: in float32 rounding turns a ReLU over now and then, which changes a gradient by a part in a thousand.
-    _, exact = implementations(in_float64(setting, JOB_CHUNK), case.chunks, absent)
+    _, exact = implementations(in_float64(setting, case.exact), case.chunks, absent)
     differences = check_equal(exact)
     ours, runs = implementations(setting, case.chunks, absent)
     each = alternate(runs, case.tasks, seconds, repeats, device)

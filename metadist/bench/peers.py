@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metadist.bench.cases import Setting
 from metadist.learners.gradient import Parameters
 from metadist.models import Conv4, Norm
+from metadist.models.resnet12 import Block
 from metadist.tasks import Examples, Task, take
 
 #: computes the sum of the tasks' meta-gradients, afresh each time that it is called
@@ -43,6 +44,19 @@ class TextbookConv4(Conv4):
         return x.flatten(1) if self.pool else x.mean((2, 3))
 
 
+class TextbookBlock(Block):
+    """The same of a residual block."""
+
+    def forward(self, x: Tensor, reference: int | None) -> Tensor:
+        around = self.shortcut_norm(self.shortcut(x), reference)
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x if index == 0 else self.activation(x)), reference)
+        return nn.functional.max_pool2d(self.activation(x + around), 2)
+
+
+_TEXTBOOK = {Conv4: TextbookConv4, Block: TextbookBlock}
+
+
 def has_batch_norm(setting: Setting) -> bool:
     """Whether the net has normalisation that `nn.BatchNorm2d` can take the place of."""
     return any(_replaceable(module) for module in setting.learner.network.module.modules())
@@ -59,8 +73,8 @@ def peer_module(setting: Setting, torch_norm: bool) -> nn.Module:
         torch_norm: normalise with `nn.BatchNorm2d`, as users of the peers do.
     """
     module = copy.deepcopy(setting.learner.network.module)
-    if type(module) is Conv4:
-        module.__class__ = TextbookConv4
+    for part in module.modules():
+        part.__class__ = _TEXTBOOK.get(type(part), type(part))
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if torch_norm and _replaceable(child):

@@ -11,13 +11,14 @@ group per task, one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metadist.models.operations import fold, operations, stack
+from metadist.models.operations import fold, operations
 
 _Ints = tuple[int, ...]
 
@@ -42,12 +43,27 @@ class _Geometry:
         return out
 
 
+def _channels_last(*tensors: Tensor) -> Iterator[Tensor]:
+    return (tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors)
+
+
+def _empty(like: Tensor, shape: _Ints) -> Tensor:
+    """Only its shape and layout, channels last, are looked at."""
+    return like.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
+
+
+def _stack_weights(weight: Tensor, axis: int | None, tasks: int) -> Tensor:
+    """[outputs, inputs, …] of T tasks at dimension `axis` (`None`: the same for all) as [T · outputs, inputs, …]."""
+    batched = weight.expand(tasks, *weight.shape) if axis is None else weight.movedim(axis, 0)
+    return batched.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
+
+
 class _Convolve(torch.autograd.Function):
     """C(x, w)"""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, at: _Geometry) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x, weight = _channels_last(x, weight)
         return nn.functional.conv2d(x, weight, None, at.stride, at.padding, 1, at.groups)
 
     @staticmethod
@@ -68,7 +84,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, axes: Any, x: Tensor, weight: Tensor, at: _Geometry) -> tuple[Tensor, int]:
         tasks = info.batch_size
-        out = _Convolve.apply(fold(x, axes[0], tasks), stack(weight, axes[1], tasks), at.repeated(tasks))
+        out = _Convolve.apply(fold(x, axes[0], tasks), _stack_weights(weight, axes[1], tasks), at.repeated(tasks))
         return out.unflatten(1, (tasks, -1)), 1
 
 
@@ -77,10 +93,9 @@ class _ByInput(torch.autograd.Function):
 
     @staticmethod
     def forward(gradient: Tensor, weight: Tensor, at: _Geometry) -> Tensor:
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        gradient, weight = _channels_last(gradient, weight)
         shape = (gradient.shape[0], at.groups * weight.shape[1], *at.inputs)
-        # Only its shape and layout are looked at.
-        x = gradient.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
+        x = _empty(gradient, shape)
         return at.transposed(gradient, x, weight, (True, False))
 
     @staticmethod
@@ -101,7 +116,7 @@ class _ByInput(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, axes: Any, gradient: Tensor, weight: Tensor, at: _Geometry) -> tuple[Tensor, int]:
         tasks = info.batch_size
-        out = _ByInput.apply(fold(gradient, axes[0], tasks), stack(weight, axes[1], tasks), at.repeated(tasks))
+        out = _ByInput.apply(fold(gradient, axes[0], tasks), _stack_weights(weight, axes[1], tasks), at.repeated(tasks))
         return out.unflatten(1, (tasks, -1)), 1
 
 
@@ -110,9 +125,9 @@ class _ByWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(gradient: Tensor, x: Tensor, at: _Geometry) -> Tensor:
-        gradient, x = (part.contiguous(memory_format=torch.channels_last) for part in (gradient, x))
+        gradient, x = _channels_last(gradient, x)
         shape = (gradient.shape[1], x.shape[1] // at.groups, *at.kernel)
-        weight = gradient.new_empty(shape)
+        weight = _empty(gradient, shape)
         return at.transposed(gradient, x, weight, (False, True))
 
     @staticmethod

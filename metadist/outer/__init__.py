@@ -1,5 +1,6 @@
 """The outer loop's maths: meta-gradient, aggregation, outer step, checkpoint. No thread, no clock, no wait."""
 
+from metadist.outer.capture import pieces
 from metadist.outer.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from metadist.outer.digest import meta_sha256, tensors_sha256
 from metadist.outer.experiment import Experiment, torch_generator
@@ -56,6 +57,7 @@ __all__ = [
     "encode_checkpoint",
     "meta_sha256",
     "own_copy",
+    "pieces",
     "publish",
     "start_values",
     "tensors_sha256",

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from metadist.learners import Learner, Meta, TaskGradient
-from metadist.tasks import Examples, Task
+from metadist.tasks import Task, run_of
 
 #: values of the largest activation of a piece, 2 MB in float32: more tasks at once leave a core's caches
 PIECE = 2**19
@@ -42,22 +42,23 @@ def pieces(learner: Learner, batch: Task) -> Iterator[Task]:
     each = rows * getattr(learner.network.module, "activations", 0)
     size = max(size for size in range(1, count + 1) if count % size == 0 and (size == 1 or size * each <= PIECE))
     for first in range(0, count, size):
-        at = slice(first, first + size)
-        yield Task(*(Examples(part.x[at], part.y[at], part.ways) for part in batch))
+        yield run_of(batch, slice(first, first + size))
 
 
 def run_captured(compute: Compute, learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
     """`compute(learner, meta, batch)`, from its program; the first call with the shapes of `batch` captures it.
 
-    The precision is not part of a program: it is that of `meta` and `batch`.
+    The precision is not part of a program: it is that of `meta` and `batch`. Nor is the order of the names in `meta`.
 
     Raises:
         RuntimeError: the computation cannot be captured; it depends on values, say.
     """
-    tensors = [value for group in meta for value in group.values()]
-    tensors += [value for part in batch for value in (part.x, part.y)]
+    meta = Meta(*(dict(sorted(group.items())) for group in meta))
+    named = [(f"{group} {name}", value) for group, values in enumerate(meta) for name, value in values.items()]
+    named += [(str(part.ways), value) for part in batch for value in (part.x, part.y)]
+    tensors = [value for _, value in named]
     known = _programs.setdefault(learner, {})
-    key = (compute, *(part.ways for part in batch), *((value.shape, value.device) for value in tensors))
+    key = (compute, *((name, value.shape, value.device) for name, value in named))
     if key not in known:
         known[key] = _capture(lambda: compute(learner, meta, batch), tensors)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metadist.learners import Learner, Meta, TaskGradient, functional_gradients
+from metadist.learners import Learner, Meta, Outcome, TaskGradient, functional_gradients
 from metadist.learners.gradient import Parameters
 from metadist.outer.capture import pieces, run_captured
 from metadist.tasks import TASK_AXES, Task, take
@@ -100,7 +100,8 @@ def _captured(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
     total = parts[0]
     for part in parts[1:]:
         total = _add(total, part)
-    return total._replace(outputs=torch.cat([part.outputs for part in parts]))
+    gradient = {name: total.gradient[name] for name in meta.parameters}
+    return total._replace(gradient=gradient, outputs=torch.cat([part.outputs for part in parts]))
 
 
 def _folded(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
@@ -119,15 +120,32 @@ def _vectorized(learner: Learner, meta: Meta, batch: Task, folded: bool = False)
                 own.outputs,
                 {name: value.sum(0) for name, value in own.statistics.items()},
             )
-        # The outer derivative is plain autograd over the vectorised losses: the parameters are shared by
-        # all tasks, so their gradient is the sum over tasks.
-        leaves = {name: value.detach().requires_grad_() for name, value in meta.parameters.items()}
-        shared = meta._replace(parameters=leaves)
-        each = torch.func.vmap(lambda task: learner.task_loss(shared, task), in_dims=(TASK_AXES,))(batch)
+        # The outer derivative is plain autograd over the vectorised losses, whose sum each task's parameters take part
+        # in by its own loss only. Where tasks are folded, each has a copy of the parameters from the start.
+        leaves = {name: value.detach() for name, value in meta.parameters.items()}
+        if folded:
+            leaves = {name: _for_each(value, batch.query.x.shape[0]) for name, value in leaves.items()}
+        for value in leaves.values():
+            value.requires_grad_()
+
+        def loss(parameters: Parameters, task: Task) -> Outcome:
+            return learner.task_loss(meta._replace(parameters=parameters), task)
+
+        each = torch.func.vmap(loss, in_dims=(0 if folded else None, TASK_AXES))(leaves, batch)
         values = torch.autograd.grad(each.loss.sum(), tuple(leaves.values()), materialize_grads=True)
+    if folded:
+        values = tuple(value.sum(0).contiguous() for value in values)
     gradient = dict(zip(leaves, values, strict=True))
     statistics = {name: value.detach().sum(0) for name, value in each.statistics.items()}
     return TaskGradient(gradient, each.loss.detach().double().sum(), each.outputs.detach(), statistics)
+
+
+def _for_each(value: Tensor, tasks: int) -> Tensor:
+    """A copy for each task [tasks, …]; a convolution's weights channels last, which is fastest, and a step keeps it."""
+    if value.dim() != 4:
+        return value.expand(tasks, *value.shape).clone(memory_format=torch.contiguous_format)
+    last = value.movedim(1, -1)
+    return last.expand(tasks, *last.shape).clone(memory_format=torch.contiguous_format).movedim(-1, 2)
 
 
 _COMPUTE = {"loop": _loop, "vectorized": _vectorized, "captured": _captured}

@@ -46,16 +46,15 @@ def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, s
     """The strategy for a learner on a kind of device, and why."""
     if device.type != "cpu":
         return "vectorized", f"all tasks of a chunk at once on {device.type}"
+    changes = type(learner).at is not Learner.at  # with the step, and its operations with it
+    if not (learner.remat or changes or learner.train_steps > CAPTURED_STEPS):
+        return "captured", "as many tasks at once as fit a core's caches, by operations that are written down once"
     if not getattr(learner.network.module, "vectorizes", True):
         return (
             "loop",
             "task by task: this model's activations outgrow the CPU's caches when tasks are batched",
         )
-    reason = "all tasks of a chunk at once: small tasks are bound by the cost of each operation"
-    changes = type(learner).at is not Learner.at  # with the step, and its operations with it
-    if learner.remat or changes or learner.train_steps > CAPTURED_STEPS:
-        return "vectorized", reason
-    return "captured", f"{reason}, which are written down once"
+    return "vectorized", "all tasks of a chunk at once: small tasks are bound by the cost of each operation"
 
 
 def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, reason: str) -> StrategyCheck:

@@ -1,7 +1,7 @@
 """What a task is, and the families that tasks are drawn from, one family a file."""
 
 from metadist.tasks.address import generator
-from metadist.tasks.base import TASK_AXES, Episode, Examples, Task, TaskDistribution, TasksConfig, join, take
+from metadist.tasks.base import TASK_AXES, Episode, Examples, Task, TaskDistribution, TasksConfig, join, run_of, take
 from metadist.tasks.images import ImageTasks, ImageTasksConfig
 from metadist.tasks.line import LineTasks, LineTasksConfig
 from metadist.tasks.linear import LinearTasks, LinearTasksConfig
@@ -33,5 +33,6 @@ __all__ = [
     "WaveformTasksConfig",
     "generator",
     "join",
+    "run_of",
     "take",
 ]

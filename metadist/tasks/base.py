@@ -50,6 +50,11 @@ def take(batch: Task, index: int) -> Task:
     return Task(*(Examples(part.x[index], part.y[index], part.ways) for part in batch))
 
 
+def run_of(batch: Task, tasks: slice) -> Task:
+    """A run of a batch's tasks, as a batch."""
+    return Task(*(Examples(part.x[tasks], part.y[tasks], part.ways) for part in batch))
+
+
 def join(tasks: Sequence[Task]) -> Task:
     """Tasks of equal shapes as one batch."""
     return Task(

@@ -22,10 +22,11 @@ from metadist.outer import (
     check_strategy,
     choose_strategy,
     compute_meta_gradient,
+    pieces,
     to_meta,
     to_payload,
 )
-from metadist.tasks import TASK_AXES, Episode, Task, take
+from metadist.tasks import TASK_AXES, Episode, Task, run_of, take
 from metadist.tasks.base import Loss, Split
 
 
@@ -142,12 +143,16 @@ class Worker:
         rule, reason = choose_strategy(learner, self.device)
         stages = dict.fromkeys((learner.at(0), learner.at(steps)))  # one, but for learners with a schedule
         chunks = self.experiment.rule.chunk_sizes() if rule == "captured" else (2,)
-        batches = [
-            self.experiment.distribution.batch(work.split, work.seed, range(tasks), work.episode, self.device)
-            for tasks in chunks
-        ]
+        batches = [self._batch_to_check(work, tasks) for tasks in chunks]
         checks = [check_strategy(stage, meta, batch, rule, reason) for stage in stages for batch in batches]
         return next((check for check in checks if check.strategy != rule), checks[0])
+
+    def _batch_to_check(self, work: CheckWork, chunk: int) -> Task:
+        """As many tasks as a chunk's are computed at once, and at least two where a chunk has two."""
+        distribution = self.experiment.distribution
+        whole = distribution.batch(work.split, work.seed, range(chunk), work.episode, self.device)
+        at_once = next(pieces(self.experiment.learner, whole)).query.x.shape[0]
+        return run_of(whole, slice(0, max(at_once, min(chunk, 2))))
 
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
         start = time.process_time()
@@ -198,7 +203,7 @@ class Worker:
             return torch.stack(list(outputs.values()))
 
         with torch.no_grad():
-            if work.strategy == "loop":
+            if work.strategy == "loop" or not getattr(learner.network.module, "vectorizes", True):
                 every = torch.stack([curve(take(batch, index)) for index in range(work.count)])
             else:
                 with functional_gradients():
