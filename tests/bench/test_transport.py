@@ -125,7 +125,7 @@ MISTAKES = {
     "bench scaling --workers 0": "--workers: got 0",
     "bench scaling --case none --fakes 0": "--fakes: got 0",
     "bench scaling --case none --sleep -1": "--sleep: got -1",
-    "bench scaling --case G": "--case: got 'G'",
+    "bench scaling --case Z": "--case: got 'Z'",
 }
 
 
