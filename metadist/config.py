@@ -38,6 +38,7 @@ from metadist.learners import (
     Meta,
     MetaSgdConfig,
     Network,
+    Precision,
     ProtoNetConfig,
     RelationConfig,
     ReptileConfig,
@@ -317,6 +318,9 @@ class Job:
     steps: int = 1000
     #: `ray` for worker actors, `inprocess` for one process without Ray; the same bits
     runtime: Literal["ray", "inprocess"] = "ray"
+    #: what the base model computes in: `bf16` is `torch.autocast` to bfloat16 in every pass through it; all parameters,
+    #: losses, meta-gradients and the outer step stay in 32 bits
+    precision: Precision = "fp32"
     #: folder or URI under which the run's folder is made
     storage: str = "runs"
     data: DataConfig = field(default_factory=DataConfig)
@@ -742,7 +746,8 @@ def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
     """The job's learner with its base model."""
     kind = learner_class(job.learner.kind)
     outputs = None if kind.embeds else distribution.outputs(job.tasks.training_episode())
-    network = Network(build_model(job, distribution, outputs), job.model.init, distribution.loss)
+    model = build_model(job, distribution, outputs)
+    network = Network(model, job.model.init, distribution.loss, precision=job.precision)
     if (hidden := getattr(job.model, "gates", None)) is not None:
         network = gated(network, hidden)
     make = cast(Callable[[Any, Network], Learner], kind)  # what a learner is called with is its own affair in Python

@@ -2,7 +2,7 @@
 
 from metadist.learners.adapt import NOT, adapting, matches
 from metadist.learners.anil import Anil, AnilConfig
-from metadist.learners.base import Learner, Meta, Network, Outcome, TaskGradient, plain_meta
+from metadist.learners.base import Learner, Meta, Network, Outcome, Precision, TaskGradient, plain_meta
 from metadist.learners.boil import Boil, BoilConfig
 from metadist.learners.cavia import Cavia, CaviaConfig
 from metadist.learners.finetune import Finetune, FinetuneConfig
@@ -43,6 +43,7 @@ __all__ = [
     "MetaSgdConfig",
     "Network",
     "Outcome",
+    "Precision",
     "ProtoNet",
     "ProtoNetConfig",
     "RelationConfig",

@@ -10,7 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -35,6 +35,9 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": nn.functional.mse_loss,
 }
 
+
+#: what the layers of a network compute in: 32 bits, or `torch.autocast` to bfloat16
+Precision = Literal["fp32", "bf16"]
 
 #: how the names of the parameters of a model's head begin
 HEAD = "head."
@@ -92,12 +95,22 @@ class Network:
 
     Attributes:
         fixed: parameters that every call has beside those that it is given (see `Learner.with_frozen`).
+        precision: what the layers compute in; parameters and outputs are float32 in both.
     """
 
     module: BaseModel
     init: InitName | None
     loss: Loss
     fixed: Parameters = field(default_factory=dict, compare=False)
+    precision: Precision = "fp32"
+
+    def _call(self, module: nn.Module, parameters: Parameters, inputs: tuple[Tensor], options: Any = None) -> Tensor:
+        if self.precision == "fp32":
+            out: Tensor = torch.func.functional_call(module, parameters, inputs, options)
+            return out
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, cache_enabled=False):
+            out = torch.func.functional_call(module, parameters, inputs, options)
+        return out.float() if out.dtype == torch.bfloat16 else out
 
     def fresh(self, generator: Generator) -> Parameters:
         """New weights."""
@@ -111,12 +124,12 @@ class Network:
 
     def support(self, parameters: Parameters, support: Examples) -> Tensor:
         """Outputs on the support set itself [rows, outputs]."""
-        out: Tensor = torch.func.functional_call(self.module, self.fixed | parameters, (support.x,))
+        out: Tensor = self._call(self.module, self.fixed | parameters, (support.x,))
         return out
 
     def support_features(self, parameters: Parameters, support: Examples) -> Tensor:
         """What the head would see of the support set [rows, features]."""
-        out: Tensor = torch.func.functional_call(self.module, self.fixed | parameters, (support.x,), {"head": False})
+        out: Tensor = self._call(self.module, self.fixed | parameters, (support.x,), {"head": False})
         return out
 
     def part(self, parameters: Parameters, prefix: str) -> Parameters:
@@ -126,7 +139,7 @@ class Network:
 
     def head(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Outputs of the head alone [rows, outputs], from the parameters named `head.…`."""
-        out: Tensor = torch.func.functional_call(self.module.head, self.part(parameters, HEAD), (features,))
+        out: Tensor = self._call(self.module.head, self.part(parameters, HEAD), (features,))
         return out
 
     def query(self, parameters: Parameters, support: Examples, x: Tensor, head: bool = True) -> Tensor:
@@ -136,10 +149,10 @@ class Network:
         if norm == "single":
             return self._one_by_one(parameters, support, x, head)
         if norm != "support":
-            out: Tensor = torch.func.functional_call(self.module, parameters, (x,), {"head": head})
+            out: Tensor = self._call(self.module, parameters, (x,), {"head": head})
             return out
         both = torch.cat([support.x, x])
-        out = torch.func.functional_call(self.module, parameters, (both,), {"reference": rows, "head": head})
+        out = self._call(self.module, parameters, (both,), {"reference": rows, "head": head})
         return out[rows:]
 
     def _one_by_one(self, parameters: Parameters, support: Examples, x: Tensor, head: bool) -> Tensor:
@@ -147,7 +160,7 @@ class Network:
 
         def alone(row: Tensor) -> Tensor:
             both = torch.cat([support.x, row[None]])
-            out: Tensor = torch.func.functional_call(self.module, parameters, (both,), {"head": head})
+            out: Tensor = self._call(self.module, parameters, (both,), {"head": head})
             return out[-1]
 
         at_once = max(1, ROWS_AT_ONCE // (support.x.shape[0] + 1))

@@ -57,8 +57,7 @@ class GatedNetwork(Network):
 
     def _gates(self, parameters: Parameters, features: Tensor) -> Tensor:
         own = self.part(parameters, GATES)
-        out: Tensor = torch.func.functional_call(self.module.get_submodule("gates"), own, (features,))
-        return out
+        return self._call(self.module.get_submodule("gates"), own, (features,))
 
 
 def gated(network: Network, hidden: int) -> GatedNetwork:
@@ -66,4 +65,4 @@ def gated(network: Network, hidden: int) -> GatedNetwork:
     if hidden < 1:
         raise UserError("model.gates", hidden, "a whole number of at least 1, or null")
     network.module.gates = Gates(math.prod(network.module.feature_shape), hidden)
-    return GatedNetwork(network.module, network.init, network.loss)
+    return GatedNetwork(network.module, network.init, network.loss, precision=network.precision)

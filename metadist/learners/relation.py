@@ -18,7 +18,7 @@ code, where equation 2 has the sum; outputs are the scores before the sigmoid, w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -89,7 +89,7 @@ class RelationNet(Metric):
         channels, *sides = self.maps = module.feature_shape
         # A part of the base model, so that its parameters are meta-parameters as all others are.
         module.relation = RelationModule(config, (2 * channels, *sides), module.norm_kind)
-        self.relation = Network(module.relation, network.init, network.loss)
+        self.relation = replace(network, module=module.relation)
 
     def compare(self, memory: Memory, embedded: Tensor) -> Tensor:
         """Relation scores before the sigmoid [rows, ways]."""

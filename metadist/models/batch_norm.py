@@ -82,7 +82,7 @@ class _Gradient(torch.autograd.Function):
             raise RuntimeError("a third derivative of this batch normalisation is not there")
         count = x.numel() // x.shape[1]
         by_gradient, p, q = _kernel(h, x, weight, mean, scale, ctx.eps)
-        inner = (h * g).sum((0, 2, 3))  # [channels], as all that follows but the last few lines
+        inner = (h * g).sum((0, 2, 3), dtype=scale.dtype)  # [channels], as all that follows but the last few lines
         by_gamma = scale * (inner - (q * by_bias + p * by_weight) / count)
         # ∂/∂n is a h + b g; through B, and ρ's own part, that is c h + d g + e x + f.
         a, b = -weight * scale * by_weight / count, u - weight * scale * p / count
@@ -109,4 +109,4 @@ def _apart(folded: Any, tasks: int) -> Any:
 def _affine(shift: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     """shift + factor · x, where `factor` is by channel and `shift` too, or as `x`."""
     start = shift[:, None, None] if shift.dim() == 1 else shift
-    return torch.addcmul(start, x, factor[:, None, None])
+    return torch.addcmul(start.to(x.dtype), x, factor[:, None, None].to(x.dtype))

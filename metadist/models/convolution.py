@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metadist.models.operations import fold, operations
+from metadist.models.operations import autocast, fold, operations
 
 _Ints = tuple[int, ...]
 
@@ -156,8 +156,11 @@ class Convolution(nn.Conv2d):
     """`nn.Conv2d`, folded where tasks are; with one stride and padding for height and width, and nothing else."""
 
     def forward(self, input: Tensor) -> Tensor:
+        input, weight = autocast(input, self.weight)
         if operations() != "folded":
-            return super().forward(input)
+            bias = None if self.bias is None else self.bias.to(weight.dtype)
+            out: Tensor = self._conv_forward(input, weight, bias)
+            return out
         at = _Geometry(self.stride[0], int(self.padding[0]), tuple(input.shape[2:]), tuple(self.weight.shape[2:]))
-        out: Tensor = _Convolve.apply(input, self.weight, at)
+        out = _Convolve.apply(input, weight, at)
         return out if self.bias is None else out + self.bias[:, None, None]

@@ -98,6 +98,8 @@ class Norm(nn.Module):
                 return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
             if operations() == "folded" and self.positions == 2:
                 return batch_norm(x, self.weight, self.bias, self.eps)
+        if x.dtype == torch.bfloat16:  # sums of rounded terms would lose too much
+            return self._normalised(x.float(), reference).bfloat16()
         spatial = list(range(2, 2 + self.positions))
         over = [1 if self.kind == "layer" else 0, *spatial]
         shape = (-1,) + (1,) * self.positions

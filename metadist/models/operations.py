@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 #: `torch`: torch's own layers, for plain autograd; `plain`: elementary operations, whose second derivatives
@@ -32,6 +33,15 @@ def using_operations(which: Operations) -> Iterator[None]:
         yield
     finally:
         _operations.reset(token)
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in the precision that `torch.autocast` has for them here, which our own operations have to ask for."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    lower = torch.get_autocast_dtype(kind)
+    return tuple(value if value.dtype == torch.float64 else value.to(lower) for value in tensors)
 
 
 def fold(x: Tensor, axis: int | None, tasks: int) -> Tensor:

@@ -48,7 +48,8 @@ def pieces(learner: Learner, batch: Task) -> Iterator[Task]:
 def run_captured(compute: Compute, learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
     """`compute(learner, meta, batch)`, from its program; the first call with the shapes of `batch` captures it.
 
-    The precision is not part of a program: it is that of `meta` and `batch`. Nor is the order of the names in `meta`.
+    The precision is not part of a program: it is that of `meta` and `batch`; but autocast's casts are, where it was
+    captured in 32 bits. Nor is the order of the names in `meta`.
 
     Raises:
         RuntimeError: the computation cannot be captured; it depends on values, say.
@@ -132,6 +133,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kept.append(f"{call}; del {', '.join(sorted(last))}" if last else call)
         yield f"{', '.join(self._inputs)}, = inputs"
         yield "precision = x0.dtype"
+        yield f"lower = {self._value(torch.bfloat16)} if precision is {self._value(torch.float32)} else precision"
         for name in self._constants:
             yield f"{name}_ = {name}.to(precision)"
         yield from reversed(kept)
@@ -159,6 +161,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return f"[{', '.join(self._text(part, operands) for part in value)}]"
         if value is self._precision:
             return "precision"  # what is made like another tensor has its precision
+        if value is torch.bfloat16:
+            return "lower"  # of autocast, which leaves 64 bits alone
         return repr(value) if value is None or type(value) in (bool, int) else self._value(value)
 
     def _result(self, value: Any) -> str:
