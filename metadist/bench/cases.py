@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -138,6 +138,13 @@ def in_float64(setting: Setting, tasks: int) -> Setting:
         for p in setting.batch
     )
     return Setting(learner, meta, Task(*parts))
+
+
+def in_bf16(setting: Setting) -> Setting:
+    """The same in bfloat16 (`precision: bf16`): the passes through the net, nothing else."""
+    learner = copy.copy(setting.learner)
+    learner.network = replace(learner.network, precision="bf16")
+    return setting._replace(learner=learner)
 
 
 def build_learner(case: Case) -> Maml:

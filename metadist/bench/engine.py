@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import torch
 
-from metadist.bench.cases import ALL, JOB_CHUNK, Case, Setting, build_setting, find_cases, in_float64
+from metadist.bench.cases import ALL, JOB_CHUNK, Case, Setting, build_setting, find_cases, in_bf16, in_float64
 from metadist.bench.peers import PEERS, Run, absent_peers, has_batch_norm, peer_module
 from metadist.bench.timing import REPEATS, SECONDS, Rate, alternate, check_rounds, conditions, ratio
 from metadist.learners.gradient import Parameters
@@ -37,7 +37,8 @@ class CaseResult:
     Attributes:
         case: its name.
         about: what it is.
-        differences: by implementation, relative difference from our loop's meta-gradient in float64.
+        differences: by implementation, relative difference from our loop's meta-gradient in float64; in bfloat16 from
+            what the same strategy gives in 32 bits.
         rates: by implementation, meta-gradients of tasks per second.
         rule: the strategy that the rule chooses.
         best_peer: the fastest peer.
@@ -45,6 +46,7 @@ class CaseResult:
         best: our fastest implementation.
         at_best_chunk: its rate over the best peer's.
         rule_over_other: rate of the rule's strategy over the best other strategy's, at the job's chunk.
+        bf16_over_fp32: rate of the rule's strategy in bfloat16 over its rate in 32 bits.
         absent: peers that cannot be imported, and why.
     """
 
@@ -58,6 +60,7 @@ class CaseResult:
     best: str
     at_best_chunk: float
     rule_over_other: float
+    bf16_over_fp32: float
     absent: dict[str, str]
 
     def verdict(self) -> str:
@@ -65,7 +68,8 @@ class CaseResult:
         return (
             f"the rule's choice, {self.rule}: {self.at_job_chunk:.2f} times the best peer ({self.best_peer}) "
             f"at chunk {JOB_CHUNK}, {self.rule_over_other:.2f} times the best other strategy; "
-            f"{self.at_best_chunk:.2f} times the best peer as {self.best}"
+            f"{self.at_best_chunk:.2f} times the best peer as {self.best}; "
+            f"in bf16 {self.bf16_over_fp32:.2f} times itself"
         )
 
 
@@ -144,12 +148,16 @@ def measure_case(case: Case, seconds: float, repeats: int, device: torch.device)
     _, exact = implementations(in_float64(setting, case.exact), case.chunks, absent)
     differences = check_equal(exact)
     ours, runs = implementations(setting, case.chunks, absent)
-    each = alternate(runs, case.tasks, seconds, repeats, device)
-    rates = {name: Rate.of(values) for name, values in each.items()}
-    best_peer = max((name for name in runs if name not in ours), key=lambda name: rates[name].median)
-    best = max(ours, key=lambda name: rates[name].median)
+    peers = [name for name in runs if name not in ours]
     rule = choose_strategy(setting.learner, device)[0]
     chosen = ours_name(rule, JOB_CHUNK)
+    low = f"{chosen}, bf16"
+    runs[low] = our_run(in_bf16(setting), rule, JOB_CHUNK)
+    differences[low] = _difference(runs[chosen](), runs[low]())
+    each = alternate(runs, case.tasks, seconds, repeats, device)
+    rates = {name: Rate.of(values) for name, values in each.items()}
+    best_peer = max(peers, key=lambda name: rates[name].median)
+    best = max(ours, key=lambda name: rates[name].median)
     others = [ours_name(strategy, JOB_CHUNK) for strategy in get_args(Strategy) if strategy != rule]
     other = max(others, key=lambda name: rates[name].median)
     return CaseResult(
@@ -163,6 +171,7 @@ def measure_case(case: Case, seconds: float, repeats: int, device: torch.device)
         best=best,
         at_best_chunk=ratio(each[best], each[best_peer]),
         rule_over_other=ratio(each[chosen], each[other]),
+        bf16_over_fp32=ratio(each[low], each[chosen]),
         absent=absent,
     )
 

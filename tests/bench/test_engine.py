@@ -105,6 +105,8 @@ def test_a_case_is_measured(tiny: Case) -> None:
     assert result.best_peer == max(peers, key=lambda name: peers[name])
     assert result.rule == "captured"
     assert "captured: " in result.verdict()
+    assert 1e-6 < result.differences["captured, chunk 8, bf16"] < 0.5
+    assert f"in bf16 {result.bf16_over_fp32:.2f} times" in result.verdict()
 
 
 def test_the_command_says_what_is_absent(metadist: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
