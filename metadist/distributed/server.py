@@ -16,9 +16,9 @@ from metadist.outer import Update
 from metadist.training.run_folder import RunFolder
 from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLost
 
-#: the state travels every step up to this many meta-learned values, every other step up to twice as many, …
-STATE_VALUES = 1_000_000
-#: … and more often where the payloads since the last one would take more than this share of the object store
+#: steps between two states that travel, up to this many meta-learned values; for twice as many, twice as many steps; …
+STATE_STEPS, STATE_VALUES = 4, 4_000_000
+#: … but fewer where the payloads since the last state would take more than this share of the object store
 HELD_SHARE = 0.25
 
 
@@ -53,7 +53,7 @@ class RayServer(ParameterServer):
         published, self._state, sizes = call.remote(folder and folder.anchored(), checkpoint)
         values, chunks = self._get(sizes)
         held = HELD_SHARE * ray.cluster_resources().get("object_store_memory", 0) / (4 * values * chunks)
-        self._state_every = max(1, min(math.ceil(values / STATE_VALUES), int(held)))
+        self._state_every = max(1, min(STATE_STEPS * math.ceil(values / STATE_VALUES), int(held)))
         self._actor.warm_up.remote()
         return published
 

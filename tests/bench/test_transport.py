@@ -43,6 +43,7 @@ def test_a_step_without_work(ray: Any, metadist: Callable[..., Any], monkeypatch
     assert 0 < result["step"]["low"] <= result["step"]["median"] <= result["step"]["high"]
 
 
+@pytest.mark.slow
 def test_workers_that_compute_and_workers_that_sleep(
     ray: Any, metadist: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

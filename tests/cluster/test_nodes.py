@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from local_cluster import ROOT, Local
 from test_same_bits import STEPS, job, short
 
@@ -51,6 +52,7 @@ def caches(cluster: Local, node: int) -> list[str]:
     return [path.name for path in Path(cluster.state["root"], str(node), "cache").glob("fetched-*")]
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_nodes(cluster: Local, tmp_path: Path) -> None:
     """The sha is the in-process runtime's, though a node dies, and another one joins."""
     settings = short(tmp_path)

@@ -50,12 +50,13 @@ def assert_same(summary: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert summary["test"] == undisturbed["test"]
 
 
-@pytest.mark.parametrize("workers", [1, 3])  # two are what each run with a fault has
+# Two are what each run with a fault has.
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_any_number_of_workers(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], workers: int) -> None:
     assert_same(run(tmp_path, f"resources.workers={workers}")[0], undisturbed)
 
 
-@pytest.mark.parametrize("point", ["work", "computed"])
+@pytest.mark.parametrize("point", ["work", pytest.param("computed", marks=pytest.mark.slow)])
 def test_worker_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], point: str) -> None:
     fault = KillOnce(point, 5, str(tmp_path / "struck"))
     summary, notes = run(tmp_path, fault=fault)
@@ -65,7 +66,9 @@ def test_worker_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], po
     assert_same(summary, undisturbed)
 
 
-@pytest.mark.parametrize(("point", "version"), [("apply", 5), ("applied", 5), ("state", 6)])
+@pytest.mark.parametrize(
+    ("point", "version"), [pytest.param("apply", 5, marks=pytest.mark.slow), ("applied", 5), ("state", 8)]
+)
 def test_server_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], point: str, version: int) -> None:
     fault = KillOnce(point, version, str(tmp_path / "struck"))
     summary, notes = run(tmp_path, fault=fault)
@@ -78,8 +81,8 @@ def test_server_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], po
 def test_server_killed_between_states(
     ray: Any, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the state travels every few steps only, the steps since are taken again from their payloads."""
-    monkeypatch.setattr("metadist.distributed.server.STATE_VALUES", 1000)
+    """The steps since the last state are taken again from their payloads."""
+    monkeypatch.setattr("metadist.distributed.server.STATE_STEPS", 5)
     fault = KillOnce("applied", 6, str(tmp_path / "struck"))
     summary, _ = run(tmp_path, fault=fault)
     assert Path(fault.marker).exists()
