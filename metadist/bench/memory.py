@@ -7,11 +7,14 @@ there and one task was adapted to in one step, so that libraries are loaded and 
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import json
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,15 +23,22 @@ from typing import Any
 import torch
 
 from metadist.bench.cases import CASES, JOB_CHUNK, Case, build_setting
-from metadist.bench.engine import implementations
+from metadist.bench.engine import implementations, our_run, ours_name
 from metadist.bench.peers import absent_peers
 from metadist.errors import UserError
-from metadist.training.machine import set_threads
+from metadist.outer import Strategy
+from metadist.training.machine import keep_freed_memory, set_threads
 
 CPU = torch.device("cpu")
 
+#: how often the time is taken
+TIMES = 3
+
 #: seconds that one measurement may take
 TIMEOUT = 600.0
+
+#: strategies that take steps again
+REMAT: tuple[Strategy, ...] = ("loop", "vectorized")
 
 STATUS = Path("/proc/self/status")
 
@@ -42,6 +52,7 @@ class Peak:
         tasks: tasks of the chunk that was computed.
         peak_mb: most resident memory above the baseline, in units of 10^6 bytes.
         baseline_mb: resident memory before.
+        seconds: processor time of the chunk, once more: the median of `TIMES`.
     """
 
     implementation: str
@@ -49,6 +60,7 @@ class Peak:
     tasks: int
     peak_mb: float
     baseline_mb: float
+    seconds: float
 
 
 def measure_memory(case: Case, steps: Sequence[int], show: Callable[[Peak], None]) -> dict[str, Any]:
@@ -66,10 +78,10 @@ def measure_memory(case: Case, steps: Sequence[int], show: Callable[[Peak], None
         if number < 1:
             raise UserError("--steps", number, "whole numbers of at least 1")
     absent = absent_peers()
-    _, runs = implementations(build_setting(_chunk(case, 1, 1), CPU), (JOB_CHUNK,), absent)
+    names = list(_runs(case, 1, 1))
     peaks = []
     for number in steps:
-        for name in runs:
+        for name in names:
             peak = _in_new_process(case, number, name)
             show(peak)
             peaks.append(asdict(peak))
@@ -88,13 +100,21 @@ def _in_new_process(case: Case, steps: int, name: str) -> Peak:
 def measure_peak(case: Case, steps: int, name: str) -> Peak:
     """The peak of one implementation in this process, which must not have computed anything before."""
     set_threads(1)
-    _run(case, 1, 1, name)()
-    run = _run(case, steps, JOB_CHUNK, name)
+    _runs(case, 1, 1)[name]()
+    run = _runs(case, steps, JOB_CHUNK)[name]
     _give_back()
     baseline = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
     run()
-    return Peak(name, steps, JOB_CHUNK, (_resident("VmHWM") - baseline) / 1e6, baseline / 1e6)
+    peak = (_resident("VmHWM") - baseline) / 1e6
+    keep_freed_memory()  # as in training; it would hide the peak
+    return Peak(name, steps, JOB_CHUNK, peak, baseline / 1e6, statistics.median(_timed(run) for _ in range(TIMES)))
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def _give_back() -> None:
@@ -105,9 +125,16 @@ def _give_back() -> None:
         trim(0)
 
 
-def _run(case: Case, steps: int, tasks: int, name: str) -> Callable[[], object]:
+def _runs(case: Case, steps: int, tasks: int) -> dict[str, Callable[[], object]]:
+    """All implementations by name, ours with inner steps that are taken again (`learner.remat`) among them."""
     setting = build_setting(_chunk(case, steps, tasks), CPU)
-    return implementations(setting, (JOB_CHUNK,), absent_peers())[1][name]
+    ours, runs = implementations(setting, (JOB_CHUNK,), absent_peers())
+    again = setting._replace(learner=copy.copy(setting.learner))
+    again.learner.remat = True
+    taken: dict[str, Callable[[], object]] = {
+        f"{ours_name(strategy, JOB_CHUNK)}, remat": our_run(again, strategy, JOB_CHUNK) for strategy in REMAT
+    }
+    return {name: runs[name] for name in ours} | taken | {name: runs[name] for name in runs if name not in ours}
 
 
 def _chunk(case: Case, steps: int, tasks: int) -> Case:

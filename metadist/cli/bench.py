@@ -83,14 +83,20 @@ def memory_command(
     """Peak memory of one chunk's meta-gradient by the number of inner steps, each in a process of its own.
 
     Measured is resident memory as Linux counts it, above what the process holds with net and tasks built and its
-    libraries warm.
+    libraries warm; and the processor time that the chunk takes. Ours is also run with learner.remat: true.
     """
     from metadist.bench.memory import measure_memory
 
-    table = table_of("", "steps", "peak MB", "process before, MB")
+    table = table_of("", "steps", "peak MB", "process before, MB", "seconds")
 
     def show(peak: Peak) -> None:
-        table.add_row(peak.implementation, str(peak.steps), f"{peak.peak_mb:.1f}", f"{peak.baseline_mb:.0f}")
+        table.add_row(
+            peak.implementation,
+            str(peak.steps),
+            f"{peak.peak_mb:.1f}",
+            f"{peak.baseline_mb:.0f}",
+            f"{peak.seconds:.3f}",
+        )
 
     measured = measure_memory(_one(case), _numbers(steps), show)
     print_all(table, *(f"{name} is absent: {reason}" for name, reason in measured["absent"].items()))

@@ -46,19 +46,21 @@ def test_memory_is_measured_in_processes_of_their_own(
         return ours[:1], {ours[0]: runs[ours[0]]}
 
     monkeypatch.setattr(memory, "implementations", only_the_loop)
+    monkeypatch.setattr(memory, "REMAT", ("loop",))
     monkeypatch.setattr(memory, "absent_peers", lambda: {"torchopt": "not here", "higher": "not here"})
     done = metadist("bench", "memory", "--case", "E5", "--steps", "2", "--json")
     assert done.code == 0, done.err
     peaks = done.result["peaks"]
-    assert [peak["implementation"] for peak in peaks] == ["loop, chunk 8"]
+    assert [peak["implementation"] for peak in peaks] == ["loop, chunk 8", "loop, chunk 8, remat"]
     for peak in peaks:
         assert (peak["steps"], peak["tasks"]) == (2, 8)
+        assert peak["seconds"] > 0
         assert 0 <= peak["peak_mb"] < 200 < peak["baseline_mb"]
     assert "torchopt is absent: not here" in done.err
 
 
 def test_a_peak_is_the_most_that_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hold(case: Case, steps: int, tasks: int, name: str) -> Callable[[], object]:
+    def hold(case: Case, steps: int, tasks: int) -> dict[str, Callable[[], object]]:
         def run() -> None:
             for millions in (steps * 8, 8):
                 held = mmap.mmap(-1, millions * 4_000_000)  # what malloc holds depends on what it held before
@@ -66,9 +68,9 @@ def test_a_peak_is_the_most_that_was_held(monkeypatch: pytest.MonkeyPatch) -> No
                     held.write(b"1" * 1_000_000)
                 held.close()
 
-        return run
+        return {"any": run}
 
-    monkeypatch.setattr(memory, "_run", hold)
+    monkeypatch.setattr(memory, "_runs", hold)
     peak = memory.measure_peak(find_cases("B")[0], 3, "any")
     assert peak.peak_mb == pytest.approx(96, abs=8)
 
