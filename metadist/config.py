@@ -45,6 +45,7 @@ from metadist.learners import (
     adapting,
     gated,
     learner_class,
+    matches,
 )
 from metadist.models import (
     BaseModel,
@@ -791,6 +792,11 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
             distribution.check(split, evaluation_episode(job))
     initial = experiment.initial()
     check_patterns("freeze", job.freeze, initial.parameters | initial.frozen)
+    own = {name for name, _ in learner.network.module.named_parameters()}
+    if others := [name for name in initial.frozen if matches(name, job.freeze) and name not in own]:
+        hint = f"A rate of 0 keeps them as they start: optimizer.groups: [{{match: {others[0]}, lr: 0}}]."
+        expected = f"patterns of the base model's parameters; {', '.join(others[:4])} are the learner's own"
+        raise UserError("freeze", job.freeze, expected, hint)
     if not initial.parameters:
         raise UserError("freeze", job.freeze, "patterns that leave some parameters to train")
     check_groups(job.optimizer, list(initial.parameters))

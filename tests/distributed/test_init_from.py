@@ -125,6 +125,10 @@ def test_another_frozen_part_is_refused(tmp_path: Path, trained: Path) -> None:
         ({"init_from": {"path": "RUN", "sha256": "0"}}, "init_from.sha256: got '0', expected the sha256 of"),
         ({"init_from": "RUN", "model": {"kind": "mlp", "hidden": [7]}}, r"head.weight \(\[2, 6\], here \[2, 7\]\)"),
         ({"freeze": ["neck.*"]}, r"freeze.0: got 'neck.\*', expected a pattern of head.weight"),
+        (
+            {"freeze": ["step_sizes.*"], "learner": {"kind": "metasgd"}},
+            r"freeze: got .* expected patterns of the base model's parameters; step_sizes.* are the learner's own",
+        ),
         ({"freeze": ["*"]}, "freeze: got .*, expected patterns that leave some parameters"),
     ],
 )
