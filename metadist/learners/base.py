@@ -196,6 +196,8 @@ class Learner(ABC):
     embeds = False
     #: Whether the inner steps are taken again in the backward pass instead of being kept (`learners.remat`).
     remat = False
+    #: Whether `at` gives only a few learners, and the same object for each again, so that each can be captured once.
+    few_stages = False
 
     def __init__(self, network: Network, eval_steps: int, train_steps: int = 0) -> None:
         self.network, self.eval_steps, self.train_steps = network, eval_steps, train_steps

@@ -39,6 +39,8 @@ STEP_SIZES = "step_sizes."
 MEAN, VARIANCE = ".running_mean", ".running_variance"
 #: least weight of a step's loss, times the number of steps, while the multi-step loss lasts (the authors' code)
 LEAST_WEIGHT = 0.03
+#: stages of the loss weights of which each is worth being captured
+MOST_STAGES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ class MamlPlusPlus(Learner):
         super().__init__(network, config.eval_steps, config.inner_steps)
         self.config = config
         self.loss_weights, self.first_order = config.loss_weights(step), step < config.first_order_until
+        self._stages: dict[Any, MamlPlusPlus] = {}
+        self.few_stages = config.multi_step_loss_stages <= MOST_STAGES
         self.running = config.step_statistics == "running"
         norm = network.module.norm_kind
         if self.running and norm != "batch":
@@ -111,8 +115,10 @@ class MamlPlusPlus(Learner):
 
     def at(self, step: int) -> Learner:
         stage = MamlPlusPlus(self.config, self.network, step)
-        same = (stage.loss_weights, stage.first_order) == (self.loss_weights, self.first_order)
-        return self if same else stage
+        key = (self.network, stage.loss_weights, stage.first_order)
+        if key == (self.network, self.loss_weights, self.first_order):
+            return self
+        return self._stages.setdefault(key, stage)
 
     def init(self, generator: Generator) -> Meta:
         steps, weights = self.config.inner_steps, self.network.fresh(generator)

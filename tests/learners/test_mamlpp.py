@@ -10,7 +10,8 @@ import torch
 from metadist.errors import UserError
 from metadist.learners import MamlPlusPlus, MamlPlusPlusConfig, Meta, Network
 from metadist.models import Conv4, Conv4Config, Mlp, MlpConfig
-from metadist.outer import compute_meta_gradient
+from metadist.outer import capture, choose_strategy, compute_meta_gradient
+from metadist.outer.strategy import relative_difference
 from metadist.tasks import Examples, Task, take
 
 torch.set_num_threads(1)
@@ -182,3 +183,24 @@ def test_running_statistics_need_a_model_that_normalises_by_batch(norm: str) -> 
 def test_impossible_settings_are_refused(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError, match=f"^{field}: got"):
         MamlPlusPlusConfig(**settings)
+
+
+def test_each_stage_is_captured_once(batch: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"inner_steps": 2, "multi_step_loss_steps": 8, "multi_step_loss_stages": 4, "first_order_until": 3}
+    learner, meta = make(**settings)
+    assert choose_strategy(learner, torch.device("cpu"))[0] == "captured"
+    programs = []
+    plain = capture._capture
+    monkeypatch.setattr(capture, "_capture", lambda *given: programs.append(given) or plain(*given))
+    for _ in range(2):
+        for step in range(10):
+            stage = learner.at(step)
+            loop, captured = (compute_meta_gradient(stage, meta, batch, way) for way in ("loop", "captured"))
+            assert relative_difference(loop, captured) < 1e-12
+    # Losses change at 2, 4, 6 and 8, the order of the derivatives at 3.
+    assert len({learner.at(step) for step in range(10)}) == len(programs) == 6
+
+
+def test_many_stages_are_not_captured() -> None:
+    learner, _ = make(multi_step_loss_steps=50, multi_step_loss_stages=50)
+    assert choose_strategy(learner, torch.device("cpu"))[0] == "vectorized"
