@@ -155,7 +155,6 @@ def browser() -> Iterator[Browser]:
             yield Browser(Path(profile))
 
 
-@pytest.mark.slow
 def test_the_sweep_its_trials_and_its_artifacts_are_seen(
     swept: Any, place: Path, mlflow: str, browser: Browser, runs: Any, tmp_path: Path
 ) -> None:
