@@ -14,7 +14,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from metadist.bench.cases import CASES, JOB_CHUNK, Case, build_setting
 from metadist.bench.engine import implementations, our_run, ours_name
 from metadist.bench.peers import absent_peers
+from metadist.bench.timing import alternate
 from metadist.errors import UserError
 from metadist.outer import Strategy
 from metadist.training.machine import keep_freed_memory, set_threads
@@ -108,13 +108,8 @@ def measure_peak(case: Case, steps: int, name: str) -> Peak:
     run()
     peak = (_resident("VmHWM") - baseline) / 1e6
     keep_freed_memory()  # as in training; it would hide the peak
-    return Peak(name, steps, JOB_CHUNK, peak, baseline / 1e6, statistics.median(_timed(run) for _ in range(TIMES)))
-
-
-def _timed(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
+    rates = alternate({name: run}, units=1, seconds=0.0, repeats=TIMES, device=CPU)[name]
+    return Peak(name, steps, JOB_CHUNK, peak, baseline / 1e6, 1 / statistics.median(rates))
 
 
 def _give_back() -> None:

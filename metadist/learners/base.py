@@ -124,13 +124,11 @@ class Network:
 
     def support(self, parameters: Parameters, support: Examples) -> Tensor:
         """Outputs on the support set itself [rows, outputs]."""
-        out: Tensor = self._call(self.module, self.fixed | parameters, (support.x,))
-        return out
+        return self._call(self.module, self.fixed | parameters, (support.x,))
 
     def support_features(self, parameters: Parameters, support: Examples) -> Tensor:
         """What the head would see of the support set [rows, features]."""
-        out: Tensor = self._call(self.module, self.fixed | parameters, (support.x,), {"head": False})
-        return out
+        return self._call(self.module, self.fixed | parameters, (support.x,), {"head": False})
 
     def part(self, parameters: Parameters, prefix: str) -> Parameters:
         """The parameters of a part of the model, by their names in it."""
@@ -139,8 +137,7 @@ class Network:
 
     def head(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Outputs of the head alone [rows, outputs], from the parameters named `head.…`."""
-        out: Tensor = self._call(self.module.head, self.part(parameters, HEAD), (features,))
-        return out
+        return self._call(self.module.head, self.part(parameters, HEAD), (features,))
 
     def query(self, parameters: Parameters, support: Examples, x: Tensor, head: bool = True) -> Tensor:
         """Outputs on other inputs `x` [rows, outputs] or features, normalised as the model's `norm` says."""
@@ -149,19 +146,16 @@ class Network:
         if norm == "single":
             return self._one_by_one(parameters, support, x, head)
         if norm != "support":
-            out: Tensor = self._call(self.module, parameters, (x,), {"head": head})
-            return out
+            return self._call(self.module, parameters, (x,), {"head": head})
         both = torch.cat([support.x, x])
-        out = self._call(self.module, parameters, (both,), {"reference": rows, "head": head})
-        return out[rows:]
+        return self._call(self.module, parameters, (both,), {"reference": rows, "head": head})[rows:]
 
     def _one_by_one(self, parameters: Parameters, support: Examples, x: Tensor, head: bool) -> Tensor:
         """Each input in a batch of its own with the support set."""
 
         def alone(row: Tensor) -> Tensor:
             both = torch.cat([support.x, row[None]])
-            out: Tensor = self._call(self.module, parameters, (both,), {"head": head})
-            return out[-1]
+            return self._call(self.module, parameters, (both,), {"head": head})[-1]
 
         at_once = max(1, ROWS_AT_ONCE // (support.x.shape[0] + 1))
         out: Tensor = torch.func.vmap(alone, chunk_size=at_once)(x)

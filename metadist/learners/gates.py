@@ -65,4 +65,4 @@ def gated(network: Network, hidden: int) -> GatedNetwork:
     if hidden < 1:
         raise UserError("model.gates", hidden, "a whole number of at least 1, or null")
     network.module.gates = Gates(math.prod(network.module.feature_shape), hidden)
-    return GatedNetwork(network.module, network.init, network.loss, precision=network.precision)
+    return GatedNetwork(**vars(network))

@@ -114,11 +114,13 @@ class MamlPlusPlus(Learner):
             raise UserError("learner.step_statistics", "running", "batch, but for models that normalise by batch", hint)
 
     def at(self, step: int) -> Learner:
-        stage = MamlPlusPlus(self.config, self.network, step)
-        key = (self.network, stage.loss_weights, stage.first_order)
-        if key == (self.network, self.loss_weights, self.first_order):
+        stage = self.config.loss_weights(step), step < self.config.first_order_until
+        if stage == (self.loss_weights, self.first_order):
             return self
-        return self._stages.setdefault(key, stage)
+        key = (self.network, *stage)
+        if key not in self._stages:
+            self._stages[key] = MamlPlusPlus(self.config, self.network, step)
+        return self._stages[key]
 
     def init(self, generator: Generator) -> Meta:
         steps, weights = self.config.inner_steps, self.network.fresh(generator)

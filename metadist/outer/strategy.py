@@ -46,7 +46,7 @@ def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, s
     """The strategy for a learner on a kind of device, and why."""
     if device.type != "cpu":
         return "vectorized", f"all tasks of a chunk at once on {device.type}"
-    # With the step, and its operations with it.
+    # The learner, and its operations with it, with the step.
     changes = type(learner).at is not Learner.at and not learner.few_stages
     if not (learner.remat or changes or learner.train_steps > CAPTURED_STEPS):
         return "captured", "as many tasks at once as fit a core's caches, by operations that are written down once"

@@ -116,6 +116,12 @@ def random_tasks(shape: tuple[int, ...], loss: str, seed: int = 1) -> Task:
     return Task(part(SHOTS), part(QUERY))
 
 
+def in_float32(meta: Meta, batch: Task) -> tuple[Meta, Task]:
+    """Both in 32 bits."""
+    meta32 = Meta(*({name: value.float() for name, value in group.items()} for group in meta))
+    return meta32, Task(*(part._replace(x=part.x.float(), y=part.y if part.ways else part.y.float()) for part in batch))
+
+
 @pytest.fixture
 def setting() -> Callable[..., tuple[Learner, Meta, Task]]:
     """A learner by name with a model and norm; the multi-layer perceptron regresses where the learner can."""

@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metadist.learners import Learner, Meta
+from metadist.learners import Learner
 from metadist.outer import check_strategy, compute_meta_gradient
 from metadist.outer.strategy import relative_difference
-from metadist.tasks import Task
-from tests.numerics.conftest import LEARNERS
+from tests.numerics.conftest import LEARNERS, in_float32
 
 STRATEGIES = ("loop", "vectorized", "captured")
 
@@ -42,12 +41,6 @@ def lowered(learner: Learner) -> Learner:
     return low
 
 
-def single(meta: Meta, batch: Task) -> tuple[Meta, Task]:
-    """Both in 32 bits."""
-    meta32 = Meta(*({name: value.float() for name, value in group.items()} for group in meta))
-    return meta32, Task(*(part._replace(x=part.x.float(), y=part.y if part.ways else part.y.float()) for part in batch))
-
-
 CASES = [(name, kind, "batch") for name in LEARNERS for kind in ("conv", "mlp") if "concat" not in name]
 CASES.append(("cavia-concat-2", "mlp", "none"))
 
@@ -56,7 +49,7 @@ CASES.append(("cavia-concat-2", "mlp", "none"))
 @pytest.mark.parametrize(("name", "kind", "norm"), [case for case in CASES if case[0] != "imaml-dense"])
 def test_every_learner_in_every_strategy(setting: Callable, name: str, kind: str, norm: str) -> None:
     learner, meta, batch = setting(name, kind, norm)
-    meta, batch = single(meta, batch)
+    meta, batch = in_float32(meta, batch)
     full = compute_meta_gradient(learner, meta, batch, "loop")
     for strategy in STRATEGIES[:2] if "imaml" in name else STRATEGIES:  # whose products cannot be captured
         low = compute_meta_gradient(lowered(learner), meta, batch, strategy)
@@ -69,7 +62,7 @@ def test_every_learner_in_every_strategy(setting: Callable, name: str, kind: str
 @pytest.mark.parametrize("strategy", ["loop", "captured"])
 def test_convolutions_and_their_derivatives_are_computed_in_it(setting: Callable, strategy: str) -> None:
     learner, meta, batch = setting("maml-3", "conv", "batch")
-    meta, batch = single(meta, batch)
+    meta, batch = in_float32(meta, batch)
     for which, kinds in ((learner, {torch.float32}), (lowered(learner), {torch.bfloat16})):
         compute_meta_gradient(which, meta, batch, strategy)  # what is captured is run the second time
         with Seen() as seen:
@@ -80,6 +73,6 @@ def test_convolutions_and_their_derivatives_are_computed_in_it(setting: Callable
 @pytest.mark.parametrize("rule", ["vectorized", "captured"])
 def test_the_check_before_the_first_step_is_exact(setting: Callable, rule: str) -> None:
     learner, meta, batch = setting("maml-3", "conv", "batch")
-    found = check_strategy(lowered(learner), *single(meta, batch), rule, "the rule")
+    found = check_strategy(lowered(learner), *in_float32(meta, batch), rule, "the rule")
     assert (found.strategy, found.reason) == (rule, "the rule")
     assert found.difference < 1e-11

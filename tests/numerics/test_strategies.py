@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from metadist.errors import UserError
-from metadist.learners import Maml, MamlConfig, Meta, Network
+from metadist.learners import Maml, MamlConfig, Network
 from metadist.models import BaseModel, Conv4, Conv4Config, Mlp, MlpConfig
 from metadist.outer import capture, check_strategy, choose_strategy, compute_meta_gradient
 from metadist.outer.strategy import relative_difference
 from metadist.tasks import Task
+from tests.numerics.conftest import in_float32
 
 CPU = torch.device("cpu")
 
@@ -175,8 +176,7 @@ def test_what_is_captured_is_the_same(setting: Callable, name: str, norm: str, p
 @pytest.mark.parametrize("loss", ["conv", "mlp"])
 def test_what_is_captured_holds_for_other_values_and_precisions(setting: Callable, loss: str) -> None:
     learner, meta, batch = setting("maml-1", loss, "batch")
-    meta32 = Meta(*({name: value.float() for name, value in group.items()} for group in meta))
-    batch32 = Task(*(part._replace(x=part.x.float(), y=part.y.float() if part.ways == 0 else part.y) for part in batch))
+    meta32, batch32 = in_float32(meta, batch)
     assert compute_meta_gradient(learner, meta32, batch32, "captured").gradient["head.bias"].dtype == torch.float32
     backwards = sorted(meta.parameters, reverse=True)  # a checkpoint may have another order
     moved = meta._replace(parameters={name: meta.parameters[name] * 1.25 for name in backwards})
