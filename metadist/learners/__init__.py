@@ -8,6 +8,8 @@ from metadist.learners.cavia import Cavia, CaviaConfig
 from metadist.learners.finetune import Finetune, FinetuneConfig
 from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
+from metadist.learners.hybrid import Hybrid, HybridConfig
+from metadist.learners.hypernetwork import Hypernetwork, HypernetworkConfig
 from metadist.learners.imaml import Imaml, ImamlConfig
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
@@ -17,6 +19,7 @@ from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
 from metadist.learners.protonet import ProtoNet, ProtoNetConfig
 from metadist.learners.relation import RelationConfig, RelationNet
 from metadist.learners.reptile import Reptile, ReptileConfig
+from metadist.learners.task_relation import TaskRelation, TaskRelationConfig
 
 __all__ = [
     "LEARNERS",
@@ -29,6 +32,10 @@ __all__ = [
     "CaviaConfig",
     "Finetune",
     "FinetuneConfig",
+    "Hybrid",
+    "HybridConfig",
+    "Hypernetwork",
+    "HypernetworkConfig",
     "Imaml",
     "ImamlConfig",
     "Learner",
@@ -51,6 +58,8 @@ __all__ = [
     "Reptile",
     "ReptileConfig",
     "TaskGradient",
+    "TaskRelation",
+    "TaskRelationConfig",
     "adapting",
     "functional_gradients",
     "gated",

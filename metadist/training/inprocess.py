@@ -63,19 +63,19 @@ class InProcessServer(ParameterServer):
 
     def __init__(self, experiment: Experiment) -> None:
         self._server = Server(experiment)
-        self._ordered: dict[int, tuple[Sequence[Box], Box]] = {}
+        self._ordered: dict[tuple[int, int], tuple[Sequence[Box], Box]] = {}
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
         return Box(self._server.start(folder, checkpoint)[0])
 
-    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
+    def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
         following = Box()
-        self._ordered[version] = (payloads, following)
+        self._ordered[version, phase] = (payloads, following)
         return following
 
-    def outcome(self, version: int) -> Update:
-        payloads, following = self._ordered.pop(version)
-        following.value, update, _ = self._server.apply(version, [box.value for box in payloads])
+    def outcome(self, version: int, phase: int = 0) -> Update:
+        payloads, following = self._ordered.pop((version, phase))
+        following.value, update, _ = self._server.apply(version, [box.value for box in payloads], phase)
         return update
 
     def recover(self) -> Ref:

@@ -36,7 +36,7 @@ class Server:
         self.experiment = experiment
         # The newest last. A step may be taken while the driver still deals with the one before, and one more
         # may be ordered behind it: what the driver then asks for is up to two versions old.
-        self._states: deque[OuterState] = deque(maxlen=3)
+        self._states: deque[OuterState] = deque(maxlen=2 + len(experiment.rule.phases))
         self._last = Update(Verdict.DUPLICATE, 0, math.nan, math.nan)
 
     @property
@@ -58,9 +58,9 @@ class Server:
         self._states.append(state)
         return publish(state)
 
-    def apply(self, version: int, payloads: Sequence[Payload]) -> tuple[Published, Update, OuterState]:
-        """Take the step from `version` (see `apply_step`)."""
-        state, update = apply_step(self.experiment.rule, self.state, version, payloads)
+    def apply(self, version: int, payloads: Sequence[Payload], phase: int = 0) -> tuple[Published, Update, OuterState]:
+        """Take a phase of the step from `version` (see `apply_step`)."""
+        state, update = apply_step(self.experiment.rule, self.state, version, payloads, phase)
         if update.verdict is Verdict.ACCEPTED:
             self._states.append(state)
             self._last = update
@@ -92,7 +92,7 @@ class Server:
         return tensors_sha256(self._initial.frozen) if self._initial.frozen else ""
 
     def _at(self, version: int) -> OuterState:
-        (state,) = (state for state in self._states if state.version == version)
+        (state,) = (state for state in self._states if (state.version, state.phase) == (version, 0))
         return state
 
     def _load(self, folder: RunFolder, checkpoint: str) -> OuterState:

@@ -2,7 +2,7 @@
 
 The parts of a step are chained by refs: as soon as every chunk of step t has a worker, the server is told
 which payloads make step t, and workers that get free are given chunks of step t + 1 at a version that does not
-exist yet. Nobody waits for the driver.
+exist yet. Nobody waits for the driver. Phases of one step follow each other in the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Diverged(RuntimeError):
 class StepRecord:
     """A committed step: `version` is the one after it; sums over the meta-batch; `seconds` since the last.
 
-    `compute_seconds` are processor seconds of the workers.
+    `compute_seconds` are processor seconds of the workers. Of a step with phases, the figures are the last one's.
     """
 
     version: int
@@ -40,7 +40,10 @@ class StepRecord:
 
 @dataclass
 class _Step:
+    """A step, or one of its phases."""
+
     version: int
+    phase: int
     published: Ref
     pending: deque[int]
     payloads: dict[int, Ref] = field(default_factory=dict)
@@ -74,6 +77,8 @@ class Stepper:
         self.dispatcher, self.server, self.rule, self.strategy = dispatcher, server, rule, strategy
         self.classifies = classifies
         self.version, self.published, self._say = version, published, say
+        self._phase = 0
+        self._compute_seconds = 0.0  # of the phases before
         self.server_losses = 0
         self.redone = 0
         self._steps: deque[_Step] = deque()
@@ -100,7 +105,7 @@ class Stepper:
                         f"step {step.version + 1}: the meta-gradient of chunk {report.key.chunk} is not finite"
                     )
             try:
-                update = self.server.outcome(step.version)
+                update = self.server.outcome(step.version, step.phase)
             except ServerLost as error:
                 self._recover(str(error))
                 continue
@@ -109,27 +114,34 @@ class Stepper:
                 self._redo(step, list(range(self.rule.chunks)))
                 continue
             # A duplicate is a step that was taken before its chunks were thought lost and computed again.
-            taken = update.verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) and update.version == step.version + 1
+            reached, _ = self.rule.after(step.version, step.phase)
+            taken = update.verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) and update.version == reached
             if not taken:
                 raise Diverged(f"step {step.version + 1}: the server refused the update as {update.verdict}")
-            yield self._commit(step, update)
+            record = self._commit(step, update)
+            if self._phase == 0:
+                yield record
 
     def _commit(self, step: _Step, update: Update) -> StepRecord:
         self._steps.popleft()
-        self.version, self.published = update.version, step.following
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
+        self.version, self._phase = self.rule.after(step.version, step.phase)
+        self.published = step.following
         reports = [step.reports[chunk] for chunk in range(self.rule.chunks)]
+        self._compute_seconds += sum(report.seconds for report in reports)
+        now = time.perf_counter()
         rows = sum(report.rows for report in reports)
-        return StepRecord(
+        record = StepRecord(
             version=self.version,
             loss=sum(report.loss for report in reports) / self.rule.tasks,
             accuracy=sum(report.correct for report in reports) / rows if self.classifies else None,
             gradient_norm=update.gradient_norm,
             lr=update.lr,
-            compute_seconds=sum(report.seconds for report in reports),
-            seconds=seconds,
+            compute_seconds=self._compute_seconds,
+            seconds=now - self._last,
         )
+        if self._phase == 0:
+            self._compute_seconds, self._last = 0.0, now
+        return record
 
     def _feed(self, until: int) -> None:
         """Give out chunks while workers are free: of the current step, then of the one after it."""
@@ -138,7 +150,7 @@ class Stepper:
             if step is None:
                 return
             chunk = step.pending.popleft()
-            key = ChunkKey(self.rule.run, step.version, 0, chunk)
+            key = ChunkKey(self.rule.run, step.version, step.phase, chunk)
             work = GradientWork(key, self.strategy)
             ticket, step.payloads[chunk] = self.dispatcher.submit(worker, work, step.published)
             self._tickets[ticket] = (step, chunk)
@@ -148,19 +160,19 @@ class Stepper:
         """Tell the server which payloads make the step, once every chunk has a worker."""
         if not step.pending and not step.ordered:
             payloads = [step.payloads[chunk] for chunk in range(self.rule.chunks)]
-            step.following, step.ordered = self.server.apply(step.version, payloads), True
+            step.following, step.ordered = self.server.apply(step.version, payloads, step.phase), True
 
     def _open_step(self, until: int) -> _Step | None:
         for step in self._steps:
             if step.pending:
                 return step
-        if not self._steps:
-            step = _Step(self.version, self.published, deque(range(self.rule.chunks)))
-        else:
+        at, published = (self.version, self._phase), self.published
+        if self._steps:
             last = self._steps[-1]
-            if len(self._steps) == 2 or last.version + 1 >= until or last.doubtful:
+            at, published = self.rule.after(last.version, last.phase), last.following
+            if len(self._steps) == 2 or at[0] >= until or last.doubtful:
                 return None
-            step = _Step(last.version + 1, last.following, deque(range(self.rule.chunks)))
+        step = _Step(*at, published, deque(range(self.rule.chunks)))
         self._steps.append(step)
         return step
 

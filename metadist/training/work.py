@@ -121,7 +121,7 @@ class Worker:
         experiment.learner.network.module.to(device)  # its buffers; weights come with each version
         #: never change, so that no version brings them
         self._frozen = {name: value.to(device) for name, value in experiment.initial().frozen.items()}
-        self._version: tuple[tuple[int, bool], Meta] | None = None
+        self._version: tuple[tuple[int, int, bool], Meta] | None = None
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
         """Do one piece of work at a published version."""
@@ -133,18 +133,23 @@ class Worker:
         return None, self._evaluate(work, meta)
 
     def _meta(self, published: Published) -> Meta:
-        key = (published.version, published.judged)
+        key = (published.version, published.phase, published.judged)
         if self._version is None or self._version[0] != key:
             self._version = (key, to_meta(published, self._frozen, self.device))
         return self._version[1]
 
     def _check(self, work: CheckWork, meta: Meta) -> StrategyCheck:
-        learner, steps = self.experiment.learner, self.experiment.rule.steps
+        learner, outer = self.experiment.learner, self.experiment.rule
         rule, reason = choose_strategy(learner, self.device)
-        stages = dict.fromkeys((learner.at(0), learner.at(steps)))  # one, but for learners with a schedule
-        chunks = self.experiment.rule.chunk_sizes() if rule == "captured" else (2,)
+        stages = dict.fromkeys((learner.at(0), learner.at(outer.steps)))  # one, but for learners with a schedule
+        chunks = outer.chunk_sizes() if rule == "captured" else (2,)
         batches = [self._batch_to_check(work, tasks) for tasks in chunks]
-        checks = [check_strategy(stage, meta, batch, rule, reason) for stage in stages for batch in batches]
+        checks = [
+            check_strategy(stage.in_phase(phase), outer.moving(meta, phase), batch, rule, reason)
+            for stage in stages
+            for phase in range(len(outer.phases))
+            for batch in batches
+        ]
         return next((check for check in checks if check.strategy != rule), checks[0])
 
     def _batch_to_check(self, work: CheckWork, chunk: int) -> Task:
@@ -157,9 +162,11 @@ class Worker:
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
         start = time.process_time()
         experiment = self.experiment
-        tasks = experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
+        _, version, phase, chunk = work.key
+        tasks = experiment.rule.chunk_tasks(version, chunk)
         batch = experiment.distribution.batch("train", experiment.seed, tasks, experiment.episode, self.device)
-        result = compute_meta_gradient(experiment.learner.at(work.key.version), meta, batch, work.strategy)
+        learner = experiment.learner.at(version).in_phase(phase)
+        result = compute_meta_gradient(learner, experiment.rule.moving(meta, phase), batch, work.strategy)
         report = ChunkReport(
             key=work.key,
             tasks=result.tasks,
