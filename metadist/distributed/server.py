@@ -34,13 +34,8 @@ class RayServer(ParameterServer):
     """
 
     def __init__(self, blueprint: Blueprint, deadline: float) -> None:
-        # On the driver's own node: it writes the run folder, which may be on a disk of that node.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._actor_class = ray.remote(ServerActor).options(
-            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
-        )
         self._blueprint, self._deadline = blueprint, deadline
-        self._actor: Any = self._actor_class.remote(blueprint)
+        self._actor = self._make()
         self._state: Ref = None
         self._state_every = 1
         self._ordered: dict[tuple[int, int], tuple[Sequence[Ref], Ref, tuple[Ref, Ref] | None]] = {}
@@ -48,6 +43,14 @@ class RayServer(ParameterServer):
         self._since_state: list[tuple[tuple[int, int], Sequence[Ref]]] = []
         #: a state that was ordered and the ref that says that it is there
         self._coming: tuple[Ref, Ref] | None = None
+
+    def _make(self) -> Any:
+        # On the driver's own node: it writes the run folder, which may be on a disk of that node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(ServerActor).options(
+            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
+        )
+        return actor.remote(self._blueprint)
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
         call = self._actor.start.options(num_returns=3)
@@ -88,7 +91,7 @@ class RayServer(ParameterServer):
         ray.kill(self._actor)
         self._ordered.clear()
         self._coming = None
-        self._actor = self._actor_class.remote(self._blueprint)
+        self._actor = self._make()
         if self._state is None:  # it had not been started: it was only to read
             return None
         published = self._actor.restore.remote(self._state)

@@ -42,8 +42,8 @@ def sinusoid_experiment(
     if learner == "reptile":
         chosen = Reptile(ReptileConfig(inner_lr=inner_lr, inner_steps=2, eval_steps=2, inner_batch=2), network)
     if learner == "task_relation":
-        sizes = {"code": 4, "hidden": 4, "embedding": 4, "block": 8}
-        chosen = TaskRelation(TaskRelationConfig(inner_lr=inner_lr, eval_steps=2, **sizes), network)
+        related = TaskRelationConfig(inner_lr=inner_lr, eval_steps=2, code=4, hidden=4, embedding=4, block=8)
+        chosen = TaskRelation(related, network)
     optimizer = OptimizerConfig(kind="adam", lr=lr, clip=10.0, schedule="linear", final=0.5)
     rule = OuterRule(RUN, optimizer, steps, tasks, chunk, phases=chosen.phases)
     return Experiment(SinusoidTasks(), chosen, rule, Episode(1, 4, 4), seed)
