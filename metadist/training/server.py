@@ -114,7 +114,9 @@ class Server:
                 f"the ones of this job, {self._frozen_sha256 or 'none'}",
                 "What a run's `freeze` and `init_from` give must stay as it was.",
             )
-        return read.state
+        # In the order that the run began with, on which a learner's sums over names may depend.
+        parameters = {name: read.state.meta.parameters[name] for name in self._initial.parameters}
+        return replace(read.state, meta=read.state.meta._replace(parameters=parameters))
 
 
 def _shapes(meta: Meta) -> dict[str, str]:
