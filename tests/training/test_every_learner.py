@@ -10,7 +10,7 @@ import torch
 
 from metadist.config import build_experiment, parse_job
 from metadist.learners import LEARNERS, plain_meta
-from metadist.outer import Experiment, check_strategy, compute_meta_gradient, decode_checkpoint
+from metadist.outer import Experiment, check_strategy, compute_meta_gradient
 
 TRAINED = [kind for kind, learner in LEARNERS.items() if learner.meta_trains]
 
