@@ -789,6 +789,7 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
         chunk=job.tasks.chunk,
         statistics_momentum=job.server.statistics_momentum,
         phases=learner.phases,
+        on_non_finite=job.server.on_non_finite,
     )
     episode = job.tasks.training_episode()
     experiment = Experiment(distribution, learner, rule, episode, job.seed, start or {}, tuple(job.freeze))

@@ -87,6 +87,8 @@ class Verdict(StrEnum):
     INCOMPLETE = "incomplete"
     #: a sum is NaN or infinite: never applied
     NON_FINITE = "non-finite"
+    #: the driver gave the step up: the version after it has the parameters of the one before
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ class ServerConfig:
     mode: Literal["sync"] = "sync"
     #: share of the old value in a statistic's running mean
     statistics_momentum: float = 0.9
+    #: what becomes of a step with a meta-gradient that is not finite, also when it is computed again: it is never
+    #: applied; `stop` ends the run and names the tasks, `skip` goes on with the next step's tasks
+    on_non_finite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if not 0 <= self.statistics_momentum < 1:
@@ -78,6 +81,7 @@ class OuterRule:
     chunk: int
     statistics_momentum: float = 0.9
     phases: tuple[tuple[str, ...], ...] = (("*",),)
+    on_non_finite: Literal["stop", "skip"] = "stop"
 
     @property
     def chunks(self) -> int:
@@ -118,11 +122,16 @@ def apply_step(
 
     Args:
         version: the version that the step starts from.
-        payloads: all chunks of its meta-batch, in the order of their numbers.
+        payloads: all chunks of its meta-batch, in the order of their numbers; none of them skips the step, or what is
+            left of its phases.
 
     Returns:
         The new state, or the same one where the verdict is not `ACCEPTED`; and the answer.
     """
+    if not payloads and (version, phase) == (state.version, state.phase):
+        average = _average(rule, version + 1, state.average, state.meta.parameters)
+        after = replace(state, version=version + 1, phase=0, average=average)
+        return after, Update(Verdict.SKIPPED, after.version, math.nan, math.nan)
     verdict = _verdict(rule, state, version, phase, payloads)
     if verdict is not Verdict.ACCEPTED:
         return state, Update(verdict, state.version, math.nan, math.nan)

@@ -100,8 +100,11 @@ class FakeServer(ParameterServer):
 
     def settle(self) -> None:
         """Take the ordered steps whose payloads are there, in their order."""
-        for step in self._ordered:
+        for number, step in enumerate(self._ordered):
             if step.update is not None or step.following.state == "gone":
+                continue
+            if any(later.at < step.at for later in self._ordered[number + 1 :]):  # it is taken again: this is void
+                step.following.state = "gone"
                 continue
             states = {payload.state for payload in step.payloads}
             if "gone" in states:

@@ -13,7 +13,7 @@ from metadist.errors import UserError
 from metadist.outer import Experiment, Update
 from metadist.training.machine import fingerprint
 from metadist.training.run_folder import RunFolder
-from metadist.training.seams import Done, Event, Joined, ParameterServer, PoolError, Ref, WorkerPool
+from metadist.training.seams import Done, Event, Joined, ParameterServer, PoolError, Ref, Voided, WorkerPool
 from metadist.training.server import Server
 from metadist.training.work import Work, Worker
 
@@ -46,6 +46,8 @@ class InProcessPool(WorkerPool):
         if not self._queue:
             raise TimeoutError("no worker has any work")
         ticket, work, version, payload = self._queue.popleft()
+        if version.value is None:  # of a step that was not taken
+            return [Voided(0, ticket)]
         try:
             payload.value, report = self._worker.run(work, version.value)
         except UserError:  # found by the check before the first step

@@ -98,6 +98,7 @@ class TrainResult:
     worker_losses: int
     server_losses: int
     chunks_redone: int
+    skipped: int = 0
     tested: int | None = None
     tested_as: str | None = None
     valid: Evaluation | None = None
@@ -295,5 +296,6 @@ class _Run:
             worker_losses=self.dispatcher.losses,
             server_losses=self.stepper.server_losses,
             chunks_redone=self.stepper.redone,
+            skipped=self.stepper.skipped,
             **tests,
         )

@@ -100,7 +100,10 @@ class ParameterServer(ABC):
 
     @abstractmethod
     def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
-        """Order a phase of the step from `version`, without waiting; returns the ref of what is published then."""
+        """Order a phase of the step from `version`, without waiting; returns the ref of what is published then.
+
+        Without payloads the step is skipped.
+        """
 
     @abstractmethod
     def outcome(self, version: int, phase: int = 0) -> Update:

@@ -61,7 +61,7 @@ class Server:
     def apply(self, version: int, payloads: Sequence[Payload], phase: int = 0) -> tuple[Published, Update, OuterState]:
         """Take a phase of the step from `version` (see `apply_step`)."""
         state, update = apply_step(self.experiment.rule, self.state, version, payloads, phase)
-        if update.verdict is Verdict.ACCEPTED:
+        if update.verdict in (Verdict.ACCEPTED, Verdict.SKIPPED):
             self._states.append(state)
             self._last = update
         elif update.verdict is Verdict.DUPLICATE:

@@ -14,6 +14,7 @@ from metadist.outer import (
     ChunkKey,
     ChunkReport,
     Experiment,
+    MetaGradient,
     Payload,
     Published,
     Strategy,
@@ -36,6 +37,13 @@ class GradientWork:
 
     key: ChunkKey
     strategy: Strategy
+
+
+@dataclass(frozen=True)
+class CulpritsWork:
+    """Find the tasks of a chunk whose meta-gradients are not finite; answered by `Culprits`."""
+
+    key: ChunkKey
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,14 @@ def judged_steps(steps: int) -> tuple[int, ...]:
     return (*range(min(steps, 10) + 1), *(step for step in later if 10 < step < steps), *([steps] * (steps > 10)))
 
 
-Work = GradientWork | CheckWork | EvaluationWork
+Work = GradientWork | CulpritsWork | CheckWork | EvaluationWork
+
+
+@dataclass(frozen=True)
+class Culprits:
+    """Indices of training tasks whose meta-gradients are not finite."""
+
+    tasks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ class TaskScores:
     labels: np.ndarray
 
 
-Report = ChunkReport | StrategyCheck | TaskScores
+Report = ChunkReport | Culprits | StrategyCheck | TaskScores
 
 
 class Worker:
@@ -128,6 +143,8 @@ class Worker:
         meta = self._meta(published)
         if isinstance(work, GradientWork):
             return self._gradient(work, meta)
+        if isinstance(work, CulpritsWork):
+            return None, self._culprits(work.key, meta)
         if isinstance(work, CheckWork):
             return None, self._check(work, meta)
         return None, self._evaluate(work, meta)
@@ -161,22 +178,29 @@ class Worker:
 
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
         start = time.process_time()
-        experiment = self.experiment
-        _, version, phase, chunk = work.key
-        tasks = experiment.rule.chunk_tasks(version, chunk)
-        batch = experiment.distribution.batch("train", experiment.seed, tasks, experiment.episode, self.device)
-        learner = experiment.learner.at(version).in_phase(phase)
-        result = compute_meta_gradient(learner, experiment.rule.moving(meta, phase), batch, work.strategy)
+        tasks = self.experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
+        result = self._compute(work.key, tasks, meta, work.strategy)
         report = ChunkReport(
             key=work.key,
             tasks=result.tasks,
             loss=float(result.loss),
             correct=int(result.correct),
             rows=result.rows,
-            finite=all_finite(result.gradient) and all_finite(result.statistics),
+            finite=_finite(result),
             seconds=time.process_time() - start,
         )
         return to_payload(work.key, result), report
+
+    def _culprits(self, key: ChunkKey, meta: Meta) -> Culprits:
+        tasks = self.experiment.rule.chunk_tasks(key.version, key.chunk)
+        alone = {task: self._compute(key, range(task, task + 1), meta, "loop") for task in tasks}
+        return Culprits(tuple(task for task, result in alone.items() if not _finite(result)))
+
+    def _compute(self, key: ChunkKey, tasks: range, meta: Meta, strategy: Strategy) -> MetaGradient:
+        experiment, phase = self.experiment, key.phase
+        batch = experiment.distribution.batch("train", experiment.seed, tasks, experiment.episode, self.device)
+        learner = experiment.learner.at(key.version).in_phase(phase)
+        return compute_meta_gradient(learner, experiment.rule.moving(meta, phase), batch, strategy)
 
     def _evaluate(self, work: EvaluationWork, meta: Meta) -> TaskScores:
         if work.scratch:
@@ -216,6 +240,10 @@ class Worker:
                 with functional_gradients():
                     every = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
         return tuple(judged), every
+
+
+def _finite(result: MetaGradient) -> bool:
+    return all_finite(result.gradient) and all_finite(result.statistics)
 
 
 def _row_losses(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
-from metadist.outer import ChunkKey
-from metadist.tasks import Episode
+from metadist.outer import ChunkKey, Experiment
+from metadist.tasks import Episode, SinusoidTasks, Task
+from metadist.tasks.base import Split
 from metadist.testing.fakes import FakePool, FakeServer, Fault
 from metadist.testing.toys import sinusoid_experiment
 from metadist.training.dispatch import DEPTH, Dispatcher, Interrupted
@@ -107,12 +110,71 @@ def test_a_meta_gradient_that_is_not_finite_ends_the_run_at_the_last_good_versio
     make_run: Callable, version: int, seed: int
 ) -> None:
     run, whole = make_run(), make_run()
-    fault, server = Fault("nan", version, 1), FakeServer(run.experiment)
+    fault, server = Fault("nan", version, 1, times=2), FakeServer(run.experiment)
     with pytest.raises(Diverged, match=f"step {version + 1}: the meta-gradient of chunk 1 is not finite"):
         run.go(FakePool(run.experiment, server, [fault], seed=seed), server)
-    assert fault.struck == 1
+    assert fault.struck == 2
     assert run.versions()[-1] == version
     assert run.go(resume=True).params_sha256 == whole.go().params_sha256
+
+
+@pytest.mark.parametrize("learner", ["maml", "task_relation"])
+@pytest.mark.parametrize("version", [0, 2, 5])
+def test_it_is_computed_once_more_first(make_run: Callable, version: int, learner: str) -> None:
+    run, whole = (make_run(sinusoid_experiment(learner=learner)) for _ in range(2))
+    fault, server = Fault("nan", version, 1), FakeServer(run.experiment)
+    result = run.go(FakePool(run.experiment, server, [fault]), server)
+    assert fault.struck == 1
+    assert result.chunks_redone >= 1
+    assert f"step {version + 1}: the meta-gradient of chunk 1 is not finite; computed again" in run.notes.said
+    assert result.params_sha256 == whole.go().params_sha256
+
+
+class Poisoned(SinusoidTasks):
+    """Task 7 has a target that is infinite."""
+
+    def gather(self, drawn: Sequence[Any], device: torch.device) -> Task:
+        task = super().gather(drawn, device)
+        bad = torch.tensor([one[3] == 7 for one in drawn])
+        return task._replace(query=task.query._replace(y=task.query.y.masked_fill(bad[:, None, None], math.inf)))
+
+    def sample(self, split: Split, seed: int, index: int, episode: Episode) -> Any:
+        return (*super().sample(split, seed, index, episode), index)
+
+
+def poisoned(on_non_finite: str, learner: str = "maml") -> Experiment:
+    experiment = sinusoid_experiment(learner=learner)
+    return replace(experiment, distribution=Poisoned(), rule=replace(experiment.rule, on_non_finite=on_non_finite))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_tasks_that_are_not_finite_are_named(make_run: Callable, workers: int) -> None:
+    run = make_run(poisoned("stop"), validate=None)
+    server = FakeServer(run.experiment)
+    seams = (FakePool(run.experiment, server, workers=workers), server) if workers else ()
+    with pytest.raises(Diverged, match="step 2: the meta-gradient of chunk 1 is not finite, from the training tasks 7"):
+        run.go(*seams)
+    assert run.versions() == [1]
+
+
+@pytest.mark.parametrize("learner", ["maml", "task_relation"])
+def test_a_step_is_skipped_where_the_job_says_so(make_run: Callable, learner: str) -> None:
+    """With the same bits on any number of workers, and over a lost server and a resume; the next steps go on."""
+    whole = make_run(poisoned("skip", learner), validate=None)
+    expected = whole.go()
+    assert (expected.step, expected.outcome, expected.skipped) == (6, "finished", 1)
+    assert "step 2 is skipped: the meta-gradient of chunk 1 is not finite" in whole.notes.said
+    norms = [record.gradient_norm for record in whole.notes.records]
+    assert [math.isnan(norm) for norm in norms] == [False, True, False, False, False, False]
+    for faults in ((), (Fault("lose_server", 1, 0),), (Fault("kill", 1, 0), Fault("lose_server", 2, 0))):
+        run = make_run(whole.experiment, validate=None)
+        server = FakeServer(run.experiment, faults)
+        result = run.go(FakePool(run.experiment, server, faults), server)
+        assert all(fault.struck for fault in faults)
+        assert (result.params_sha256, result.skipped) == (expected.params_sha256, 1)
+    run = make_run(whole.experiment, validate=None)
+    run.go(stop=lambda: len(run.notes.records) == 1)
+    assert run.go(resume=True).params_sha256 == expected.params_sha256
 
 
 def test_silence_ends_the_run_at_the_last_good_version(make_run: Callable) -> None:
