@@ -26,6 +26,7 @@ def _root(
 def _app() -> typer.Typer:
     # The commands import torch, which takes a second in which Ctrl-C must be handled too.
     from metadist.cli.bench import app as bench_app
+    from metadist.cli.chaos import chaos_command
     from metadist.cli.compare import compare_command
     from metadist.cli.data import app as data_app
     from metadist.cli.doctor import doctor_command
@@ -63,6 +64,7 @@ def _app() -> typer.Typer:
     app.command("list")(list_command)
     app.command("plan")(plan_command)
     app.command("doctor")(doctor_command)
+    app.command("chaos")(chaos_command)
     app.add_typer(bench_app, name="bench")
     app.add_typer(data_app, name="data")
     app.add_typer(jobs_app, name="jobs")
