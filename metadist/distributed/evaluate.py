@@ -75,7 +75,8 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
         dispatcher = Dispatcher(pool, job.resources.timeout, display.say)
         (check,) = dispatcher.run_all([CheckWork(plan.split, plan.seed, episode)], published)
         assert isinstance(check, StrategyCheck)
-        result = evaluate(dispatcher, plan, check.strategy, published, with_scratch=True, with_classes=True)
+        beside = experiment.learner.beside()
+        result = evaluate(dispatcher, plan, check.strategy, published, True, True, beside=beside)
     return {
         "run_dir": folder.location,
         "checkpoint": name,
@@ -117,11 +118,11 @@ def _changed(job: Job, request: EvaluationRequest) -> Job:
     if request.norm is not None:
         content["model"]["norm"] = request.norm
     changed = config.parse_job(content)
-    if changed.tasks.ways != job.tasks.ways and not learner_class(job.learner.kind).embeds:
+    if changed.tasks.ways != job.tasks.ways and not learner_class(job.predictor.kind).embeds:
         raise UserError(
             "--ways",
             changed.tasks.ways,
-            f"{job.tasks.ways}, the number of outputs that this {job.learner.kind} was trained with",
+            f"{job.tasks.ways}, the number of outputs that this {job.predictor.kind} was trained with",
             f"Only learners without a head ({config.HEADLESS}) can change it.",
         )
     return changed

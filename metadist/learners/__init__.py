@@ -5,6 +5,7 @@ from metadist.learners.anil import Anil, AnilConfig
 from metadist.learners.base import Learner, Meta, Network, Outcome, Precision, TaskGradient, plain_meta
 from metadist.learners.boil import Boil, BoilConfig
 from metadist.learners.cavia import Cavia, CaviaConfig
+from metadist.learners.distill import Distill, DistillConfig, LearnerSettings
 from metadist.learners.finetune import Finetune, FinetuneConfig
 from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
@@ -17,6 +18,7 @@ from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
 from metadist.learners.protonet import ProtoNet, ProtoNetConfig
 from metadist.learners.relation import RelationConfig, RelationNet
 from metadist.learners.reptile import Reptile, ReptileConfig
+from metadist.learners.trained import OnTrainedRuns, TrainedPart, TrainedRun
 
 __all__ = [
     "LEARNERS",
@@ -27,11 +29,14 @@ __all__ = [
     "BoilConfig",
     "Cavia",
     "CaviaConfig",
+    "Distill",
+    "DistillConfig",
     "Finetune",
     "FinetuneConfig",
     "Imaml",
     "ImamlConfig",
     "Learner",
+    "LearnerSettings",
     "Maml",
     "MamlConfig",
     "MamlPlusPlus",
@@ -42,6 +47,7 @@ __all__ = [
     "MetaSgd",
     "MetaSgdConfig",
     "Network",
+    "OnTrainedRuns",
     "Outcome",
     "Precision",
     "ProtoNet",
@@ -51,6 +57,8 @@ __all__ = [
     "Reptile",
     "ReptileConfig",
     "TaskGradient",
+    "TrainedPart",
+    "TrainedRun",
     "adapting",
     "functional_gradients",
     "gated",

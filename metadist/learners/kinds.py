@@ -10,6 +10,7 @@ from metadist.learners.anil import Anil
 from metadist.learners.base import Learner
 from metadist.learners.boil import Boil
 from metadist.learners.cavia import Cavia
+from metadist.learners.distill import Distill
 from metadist.learners.finetune import Finetune
 from metadist.learners.imaml import Imaml
 from metadist.learners.maml import Maml
@@ -34,6 +35,7 @@ _OURS: tuple[type[Learner], ...] = (
     MatchingNet,
     RelationNet,
     Finetune,
+    Distill,
 )
 #: the project's own, by the `kind` of their settings
 LEARNERS = {learner.config_type.kind: learner for learner in _OURS}

@@ -72,7 +72,8 @@ def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, re
         return StrategyCheck("loop", "loop", 0.0, reason)
     # Buffers of the module go to float64 too, on a copy.
     double = copy.deepcopy(learner)
-    double.network.module.double()
+    for network in double.all_networks():
+        network.module.double()
     meta64 = Meta(*(_double(group) for group in meta))
     batch64 = Task(*(Examples(_double_tensor(part.x), _double_tensor(part.y), part.ways) for part in batch))
     keeps_graphs = copy.copy(double)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from metadist.learners import (
     AnilConfig,
     BoilConfig,
     CaviaConfig,
+    Distill,
+    DistillConfig,
     ImamlConfig,
     Learner,
     MamlConfig,
@@ -22,6 +26,7 @@ from metadist.learners import (
     ProtoNetConfig,
     RelationConfig,
     ReptileConfig,
+    TrainedPart,
     gated,
     learner_class,
 )
@@ -73,13 +78,34 @@ LEARNERS = {
     "anil-2-gates": AnilConfig(inner_steps=2, inner_lr=0.3),
     "protonet-gates": ProtoNetConfig(),
     "relation": RelationConfig(width=3, hidden=4, activation="tanh"),
+    "distill-maml-2": DistillConfig(teacher="run", student=MamlConfig(inner_steps=2, inner_lr=0.3), weight=0.7),
+    "distill-maml-remat": DistillConfig(
+        teacher="run", student=MamlConfig(inner_steps=2, inner_lr=0.3, remat=True), weight=1.0
+    ),
+    "distill-mamlpp": DistillConfig(
+        teacher="run", student=MamlPlusPlusConfig(inner_steps=2, inner_lr=0.2, multi_step_loss_steps=5)
+    ),
+    "distill-protonet": DistillConfig(teacher="run", student=ProtoNetConfig(), temperature=3.0),
 }
-EMBEDDINGS = [name for name, config in LEARNERS.items() if learner_class(config.kind).embeds]
+#: what teachers are: of a headed student, and of an embedding
+TEACHERS = {False: MamlConfig(inner_steps=1, eval_steps=2, inner_lr=0.2), True: ProtoNetConfig()}
+
+
+def embeds(config: Any) -> bool:
+    return learner_class(getattr(config, "student", config).kind).embeds
+
+
+EMBEDDINGS = [name for name, config in LEARNERS.items() if embeds(config)]
 
 
 def build_learner(name: str, module: BaseModel, loss: str) -> Learner:
     config = LEARNERS[name]
     network = Network(module, "xavier", loss)
+    if isinstance(config, DistillConfig):
+        teacher = TEACHERS[embeds(config)]
+        taught = learner_class(teacher.kind)(teacher, Network(copy.deepcopy(module), "xavier", loss))
+        student = learner_class(config.student.kind)(config.student, network)
+        return Distill(config, student, TrainedPart("teacher", taught))
     return learner_class(config.kind)(config, gated(network, 3) if "gates" in name else network)
 
 
@@ -94,11 +120,14 @@ def random_meta(learner: Learner, seed: int = 0) -> Meta:
     """Initial weights with every value moved, so that no bias is 0 and no norm's weight is 1."""
     generator = torch.Generator().manual_seed(seed)
     start = learner.init(generator)
-    moved = {
-        name: value.double() + 0.2 * torch.randn(value.shape, generator=generator, dtype=F64)
-        for name, value in start.parameters.items()
-    }
-    return Meta(moved, {name: value.double() for name, value in start.statistics.items()}, {})
+    moved, frozen = (
+        {
+            name: value.double() + 0.2 * torch.randn(value.shape, generator=generator, dtype=F64)
+            for name, value in group.items()
+        }
+        for group in (start.parameters, start.frozen)
+    )
+    return Meta(moved, {name: value.double() for name, value in start.statistics.items()}, frozen)
 
 
 def random_tasks(shape: tuple[int, ...], loss: str, seed: int = 1) -> Task:

@@ -12,6 +12,14 @@ from metadist.config import build_experiment, parse_job
 from metadist.learners import LEARNERS, plain_meta
 from metadist.outer import Experiment, check_strategy, compute_meta_gradient, decode_checkpoint
 
+MODEL = {"kind": "mlp", "hidden": [6], "norm": "support"}
+#: what learners must be told
+SETTINGS: dict[str, dict[str, Any]] = {
+    "distill": {
+        "teacher": {"path": "run", "job": {"tasks": {"kind": "linear"}, "model": MODEL, "learner": {"kind": "maml"}}},
+        "student": {"kind": "maml", "inner_lr": 0.1},
+    },
+}
 TRAINED = [kind for kind, learner in LEARNERS.items() if learner.meta_trains]
 
 
@@ -19,8 +27,8 @@ def experiment(kind: str, **changes: Any) -> Experiment:
     content = {
         "steps": 6 if kind in TRAINED else 0,
         "tasks": {"kind": "linear", "shots": 2, "query": 3, "batch": 5, "chunk": 2},
-        "model": {"kind": "mlp", "hidden": [6], "norm": "support"},
-        "learner": {"kind": kind},
+        "model": MODEL,
+        "learner": {"kind": kind} | SETTINGS.get(kind, {}),
     }
     return build_experiment(parse_job(content | changes), "run")
 
