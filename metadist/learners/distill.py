@@ -49,6 +49,8 @@ class DistillConfig(OnTrainedRuns):
     weight: float = 0.5
 
     def __post_init__(self) -> None:
+        if isinstance(self.student, OnTrainedRuns):
+            raise UserError("student.kind", self.student.kind, "a learner without parts of its own")
         if not self.temperature > 0:
             raise UserError("temperature", self.temperature, "a number above 0")
         if not 0 <= self.weight <= 1:

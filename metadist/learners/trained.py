@@ -44,6 +44,8 @@ def named_run(run: str | TrainedRun) -> TrainedRun:
 class OnTrainedRuns(ABC):
     """Settings of a learner that has other runs as parts."""
 
+    kind: str
+
     @property
     @abstractmethod
     def runs(self) -> dict[str, TrainedRun]:

@@ -57,7 +57,8 @@ def start_values(
     ]
     if wrong:
         hint = "Name what shall begin afresh in init_from.fresh, for example {path: RUN, fresh: ['head.*']}."
-        expected = f"the tensors of this job's model; {'; '.join(wrong)}"
-        raise UserError(field, path, expected, hint if field == "init_from" else "Its tasks are others.")
+        if field != "init_from":
+            hint = "Its tasks are not like this job's, or its folder was changed."
+        raise UserError(field, path, f"the tensors of this job's model; {'; '.join(wrong)}", hint)
     # Each an allocation of its own, as everywhere: the place of a tensor in memory can change bits.
     return {name: torch.empty_like(value).copy_(there[name]) for name, value in wanted.items()}
