@@ -32,6 +32,8 @@ from metadist.learners import (
     Distill,
     DistillConfig,
     FinetuneConfig,
+    Fusion,
+    FusionConfig,
     ImamlConfig,
     Learner,
     LearnerSettings,
@@ -308,6 +310,7 @@ LearnerKind = (
     | RelationConfig
     | FinetuneConfig
     | DistillConfig
+    | FusionConfig
 )
 
 #: learners without a head, in words
@@ -780,6 +783,8 @@ def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
     if isinstance(job.learner, DistillConfig):
         student = build_learner(replace(job, learner=job.learner.student), distribution)
         return Distill(job.learner, student, parts["teacher"])
+    if isinstance(job.learner, FusionConfig):
+        return Fusion(job.learner, list(parts.values()))
     kind = learner_class(job.learner.kind)
     outputs = None if kind.embeds else distribution.outputs(job.tasks.training_episode())
     model = build_model(job, distribution, outputs)
@@ -797,6 +802,10 @@ def trained_runs(job: Job) -> dict[str, TrainedRun]:
 
 def with_trained_runs(job: Job, runs: Mapping[str, TrainedRun]) -> Job:
     """The job with these facts about the runs that are parts of its learner."""
+    if isinstance(job.learner, FusionConfig):
+        # It has no model of its own; what is said of the model is true of the first expert's.
+        (name, first), *_ = runs.items()
+        job = replace(job, model=_job_of(first, f"learner.{name}").model)
     return replace(job, learner=job.learner.with_runs(runs)) if isinstance(job.learner, OnTrainedRuns) else job
 
 
@@ -811,12 +820,23 @@ def part_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build_part(job: Job, distribution: TaskDistribution, name: str, run: TrainedRun) -> TrainedPart:
-    """A run's learner as a part of the job's.
+    """A run's learner as a part of the job's; raises `UserError` where the run's tasks are not like the job's."""
+    place = f"learner.{name}"
+    theirs = _job_of(run, place)
+    for what, here, there in _facts(job, theirs, distribution):
+        if here != there:
+            raise UserError(place, run.path, f"a run of tasks with {what} {here}, as this job's; there: {there}")
+    if isinstance(theirs.model, TorchvisionConfig):
+        theirs = replace(theirs, model=replace(theirs.model, weights=None))  # its tensors bring them
+    return TrainedPart(name, build_learner(replace(theirs, precision=job.precision), distribution))
+
+
+def _job_of(run: TrainedRun, place: str) -> Job:
+    """The job of a run that is a part of another one's learner, which names it at `place`.
 
     Raises:
-        UserError: the run's tasks are not like the job's, or its job names code.
+        UserError: it was not read yet, is wrong, or names code.
     """
-    place = f"learner.{name}"
     if run.job is None:
         hint = "metadist train reads it; other commands take the job.yaml of a run that it has begun."
         raise UserError(place, run.path, "a run whose job has been read", hint)
@@ -824,15 +844,9 @@ def _build_part(job: Job, distribution: TaskDistribution, name: str, run: Traine
         hint = "No run has another one's code imported."
         raise UserError(place, run.path, f"a run of metadist's own learners and models, its job names {own}", hint)
     try:
-        theirs = parse_job(run.job)
+        return parse_job(run.job)
     except UserError as error:
         raise UserError(f"{place}.{error.field}", error.value, error.expected, error.hint) from error
-    for what, here, there in _facts(job, theirs, distribution):
-        if here != there:
-            raise UserError(place, run.path, f"a run of tasks with {what} {here}, as this job's; there: {there}")
-    if isinstance(theirs.model, TorchvisionConfig):
-        theirs = replace(theirs, model=replace(theirs.model, weights=None))  # its tensors bring them
-    return TrainedPart(name, build_learner(replace(theirs, precision=job.precision), distribution))
 
 
 def _imported(content: Any) -> str | None:

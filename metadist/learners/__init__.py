@@ -7,6 +7,7 @@ from metadist.learners.boil import Boil, BoilConfig
 from metadist.learners.cavia import Cavia, CaviaConfig
 from metadist.learners.distill import Distill, DistillConfig, LearnerSettings
 from metadist.learners.finetune import Finetune, FinetuneConfig
+from metadist.learners.fusion import Fusion, FusionConfig
 from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
 from metadist.learners.imaml import Imaml, ImamlConfig
@@ -33,6 +34,8 @@ __all__ = [
     "DistillConfig",
     "Finetune",
     "FinetuneConfig",
+    "Fusion",
+    "FusionConfig",
     "Imaml",
     "ImamlConfig",
     "Learner",

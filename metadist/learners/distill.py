@@ -74,8 +74,7 @@ class Distill(Learner):
     config_type = DistillConfig
 
     def __init__(self, config: DistillConfig, student: Learner, teacher: TrainedPart) -> None:
-        # A training task takes the teacher's steps, too.
-        super().__init__(student.network, student.eval_steps, student.train_steps + teacher.eval_steps)
+        super().__init__(student.network, student.eval_steps, student.train_steps)
         if student.own_gradient:
             expected = "a learner whose meta-gradient is the derivative of its loss"
             raise UserError("learner.student.kind", config.student.kind, expected, "For example maml or protonet.")

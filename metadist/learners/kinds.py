@@ -12,6 +12,7 @@ from metadist.learners.boil import Boil
 from metadist.learners.cavia import Cavia
 from metadist.learners.distill import Distill
 from metadist.learners.finetune import Finetune
+from metadist.learners.fusion import Fusion
 from metadist.learners.imaml import Imaml
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
@@ -36,6 +37,7 @@ _OURS: tuple[type[Learner], ...] = (
     RelationNet,
     Finetune,
     Distill,
+    Fusion,
 )
 #: the project's own, by the `kind` of their settings
 LEARNERS = {learner.config_type.kind: learner for learner in _OURS}
