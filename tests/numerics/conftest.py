@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from metadist.learners import (
     CaviaConfig,
     Distill,
     DistillConfig,
+    Fusion,
+    FusionConfig,
     ImamlConfig,
     Learner,
     MamlConfig,
@@ -86,8 +89,10 @@ LEARNERS = {
         teacher="run", student=MamlPlusPlusConfig(inner_steps=2, inner_lr=0.2, multi_step_loss_steps=5)
     ),
     "distill-protonet": DistillConfig(teacher="run", student=ProtoNetConfig(), temperature=3.0),
+    "fusion-3": FusionConfig(experts=["run"] * 3, inner_steps=3, inner_lr=0.5, folds=2),
+    "fusion-agreement": FusionConfig(experts=["run"] * 2, inner_steps=2, folds=3, uniform=0.3, agreement=0.4),
 }
-#: what teachers are: of a headed student, and of an embedding
+#: what teachers and experts are: of a headed student, and of an embedding
 TEACHERS = {False: MamlConfig(inner_steps=1, eval_steps=2, inner_lr=0.2), True: ProtoNetConfig()}
 
 
@@ -101,11 +106,15 @@ EMBEDDINGS = [name for name, config in LEARNERS.items() if embeds(config)]
 def build_learner(name: str, module: BaseModel, loss: str) -> Learner:
     config = LEARNERS[name]
     network = Network(module, "xavier", loss)
-    if isinstance(config, DistillConfig):
-        teacher = TEACHERS[embeds(config)]
-        taught = learner_class(teacher.kind)(teacher, Network(copy.deepcopy(module), "xavier", loss))
-        student = learner_class(config.student.kind)(config.student, network)
-        return Distill(config, student, TrainedPart("teacher", taught))
+    if isinstance(config, DistillConfig | FusionConfig):
+        known = TEACHERS[embeds(config)]
+        trained = [
+            learner_class(known.kind)(known, replace(network, module=copy.deepcopy(module))) for _ in config.runs
+        ]
+        parts = [TrainedPart(name, learner) for name, learner in zip(config.runs, trained, strict=True)]
+        if isinstance(config, FusionConfig):
+            return Fusion(config, parts)
+        return Distill(config, learner_class(config.student.kind)(config.student, network), *parts)
     return learner_class(config.kind)(config, gated(network, 3) if "gates" in name else network)
 
 

@@ -40,6 +40,8 @@ def lowered(learner: Learner) -> Learner:
         low.relation = replace(low.relation, precision="bf16")
     if hasattr(low, "student"):
         low.student = lowered(low.student)
+    for expert in getattr(low, "experts", ()):
+        expert.learner = lowered(expert.learner)
     return low
 
 

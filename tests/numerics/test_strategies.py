@@ -148,6 +148,7 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "distill-maml-remat",
         "distill-mamlpp",
         "distill-protonet",
+        "fusion-agreement",
     ],
 )
 @pytest.mark.parametrize("pool", [False, True])
@@ -171,6 +172,7 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
         ("distill-maml-2", "batch", False),
         ("distill-mamlpp", "support", True),
         ("distill-protonet", "batch", False),
+        ("fusion-3", "batch", False),
     ],
 )
 def test_what_is_captured_is_the_same(setting: Callable, name: str, norm: str, pool: bool) -> None:
