@@ -13,7 +13,7 @@ from metadist.distributed.logs import RunLogs
 from metadist.distributed.run import RunOptions, evaluation_plan, open_run
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
-from metadist.learners import learner_class
+from metadist.learners import FusionConfig, learner_class
 from metadist.outer import StrategyCheck
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
@@ -116,6 +116,8 @@ def _changed(job: Job, request: EvaluationRequest) -> Job:
         if getattr(request, key) is not None:
             content["tasks"][key] = getattr(request, key)
     if request.norm is not None:
+        if isinstance(job.learner, FusionConfig):
+            raise UserError("--norm", request.norm, "none of it: each expert has the normalisation of its own run")
         content["model"]["norm"] = request.norm
     changed = config.parse_job(content)
     if changed.tasks.ways != job.tasks.ways and not learner_class(job.predictor.kind).embeds:

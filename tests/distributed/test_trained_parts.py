@@ -1,4 +1,4 @@
-"""Jobs whose learner has other runs as parts: a teacher."""
+"""Jobs whose learner has other runs as parts: a teacher, experts."""
 
 from __future__ import annotations
 
@@ -186,6 +186,66 @@ def test_tensors_of_another_model_are_refused(tmp_path: Path, teacher: Path) -> 
     (source / "job.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=r"learner.teacher: got .* of another shape: head.weight \(\[2, 8\], here"):
         run(tmp_path, "wrong", learner=distilled(str(source)))
+
+
+def test_a_student_learns_from_its_teacher_alone(tmp_path: Path, teacher: Path) -> None:
+    """The true labels of the query set have no part in its loss."""
+    learning: dict[str, Any] = {"optimizer": {"lr": 0.02}, "evaluation": {"every": 80, "tasks": 4, "test_tasks": 100}}
+    learning |= {"tasks": {"kind": "linear", "ways": 2, "shots": 5, "batch": 8, "chunk": 8, "query": 5}, "steps": 80}
+    run(tmp_path, "teacher", model={"kind": "mlp", "hidden": [16]}, learner={"kind": "maml"}, **learning)
+    learner = distilled(str(tmp_path / "teacher"), student={"kind": "maml"}, weight=1.0)
+    found = run(tmp_path, "run", test=True, learner=learner, **learning)["test"]
+    assert found["accuracy"] > found["from_scratch"] + 0.05
+    assert found["accuracy"] > found["beside"]["teacher"]["accuracy"] - 0.05
+
+
+@pytest.mark.slow
+def test_experts_are_weighed(tmp_path: Path, teacher: Path) -> None:
+    """The one that was trained for longer weighs more, whatever their models are; a resume needs neither."""
+    evaluation = {"every": 30, "tasks": 4, "test_tasks": 10, "query": 3}
+    learning = {"optimizer": {"lr": 0.02}, "steps": 60, "evaluation": evaluation}
+    source = Path(shutil.copytree(teacher, tmp_path / "source"))
+    run(tmp_path, "trained", learner={"kind": "maml"}, **learning)
+    experts = [str(tmp_path / "trained"), str(source)]
+    fused: dict[str, Any] = {"learner": {"kind": "fusion", "experts": experts, "folds": 2}, "evaluation": evaluation}
+    fused["tasks"] = {"kind": "linear", "ways": 2, "shots": 5, "query": 3, "batch": 4, "chunk": 2}
+    whole = run(tmp_path, "whole", test=True, **fused)
+    found = whole["test"]
+    assert list(found["beside"]) == ["experts.0", "experts.1", "average"]
+    assert found["figures"]["weights.0"] > 0.5
+    assert sum(found["figures"].values()) == pytest.approx(1.0)
+    assert found["loss"] < found["beside"]["average"]["loss"]
+    assert whole["costs"]["learner"]["parameters"] == 22 + 114
+    assert f"weights.0 {found['figures']['weights.0']:.3f}" in (tmp_path / "whole" / "report.md").read_text()
+    assert open_run(str(tmp_path / "whole"))[1].model.hidden == [4], "what is said of the model is the first expert's"
+
+    run(tmp_path, "half", stop_after=2, **fused)
+    shutil.rmtree(source)
+    ended = resume_run(str(tmp_path / "half"), lambda old: old, Notes(), RunOptions())
+    assert (ended["params_sha256"], ended["test"]) == (whole["params_sha256"], whole["test"])
+    with pytest.raises(ValueError, match="--norm: got 'layer', expected none of it"):
+        evaluate_run(str(tmp_path / "whole"), EvaluationRequest(norm="layer"), Notes(), RunOptions())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experts": ["RUN"]}, "learner.experts: got .*, expected two runs at least"),
+        ({"experts": ["RUN", "nowhere"]}, "learner.experts.1.path: got 'nowhere'"),
+        ({"experts": ["RUN", {"path": "RUN", "sha": 1}]}, "learner.experts.1.sha: got 1"),
+        ({"experts": "RUN"}, "learner.experts: got .*, expected a list"),
+        ({"inner_lr": 0.0}, "learner.inner_lr: got 0.0"),
+        ({"inner_lr": 20.0}, "learner.inner_lr: got 20.0, expected at most 1/uniform = 10"),
+        ({"inner_steps": -1}, "learner.inner_steps: got -1"),
+        ({"folds": 1}, "learner.folds: got 1"),
+        ({"uniform": -0.1}, "learner.uniform: got -0.1"),
+    ],
+)
+def test_mistakes_with_experts(tmp_path: Path, teacher: Path, changes: dict[str, Any], message: str) -> None:
+    settings = {"kind": "fusion", "experts": ["RUN", "RUN"]} | changes
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "wrong", learner=json.loads(json.dumps(settings).replace("RUN", str(teacher))))
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_actors_get_the_teacher(ray: Any, tmp_path: Path, teacher: Path) -> None:

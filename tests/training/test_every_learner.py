@@ -13,12 +13,11 @@ from metadist.learners import LEARNERS, plain_meta
 from metadist.outer import Experiment, check_strategy, compute_meta_gradient, decode_checkpoint
 
 MODEL = {"kind": "mlp", "hidden": [6], "norm": "support"}
+RUN = {"path": "run", "job": {"tasks": {"kind": "linear"}, "model": MODEL, "learner": {"kind": "maml"}}}
 #: what learners must be told
 SETTINGS: dict[str, dict[str, Any]] = {
-    "distill": {
-        "teacher": {"path": "run", "job": {"tasks": {"kind": "linear"}, "model": MODEL, "learner": {"kind": "maml"}}},
-        "student": {"kind": "maml", "inner_lr": 0.1},
-    },
+    "distill": {"teacher": RUN, "student": {"kind": "maml", "inner_lr": 0.1}},
+    "fusion": {"experts": [RUN, RUN]},
 }
 TRAINED = [kind for kind, learner in LEARNERS.items() if learner.meta_trains]
 
