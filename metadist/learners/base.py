@@ -190,6 +190,8 @@ class Learner(ABC):
     embeds = False
     #: Whether the inner steps are taken again in the backward pass instead of being kept (`learners.remat`).
     remat = False
+    #: Adaptation steps that its parts take in a training task, beside its own.
+    part_steps = 0
     #: Whether `at` gives only a few learners, and the same object for each again, so that each can be captured once.
     few_stages = False
 

@@ -79,6 +79,7 @@ class Distill(Learner):
             expected = "a learner whose meta-gradient is the derivative of its loss"
             raise UserError("learner.student.kind", config.student.kind, expected, "For example maml or protonet.")
         self.config, self.student, self.teacher = config, student, teacher
+        self.part_steps = teacher.eval_steps
         self.few_stages = student.few_stages or type(student).at is Learner.at
         self._stages: dict[Learner, Distill] = {}
 

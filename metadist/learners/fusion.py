@@ -100,6 +100,7 @@ class Fusion(Learner):
     def __init__(self, config: FusionConfig, experts: Sequence[TrainedPart]) -> None:
         super().__init__(experts[0].network, config.eval_steps, config.inner_steps)
         self.config, self.experts = config, list(experts)
+        self.part_steps = (config.folds + 1) * sum(expert.eval_steps for expert in experts)
 
     def beside(self) -> dict[str, Learner]:
         return {expert.prefix.rstrip("."): expert for expert in self.experts} | {"average": _Average(self)}

@@ -48,9 +48,7 @@ def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, s
         return "vectorized", f"all tasks of a chunk at once on {device.type}"
     # The learner, and its operations with it, with the step.
     changes = type(learner).at is not Learner.at and not learner.few_stages
-    # The parts that it is made of adapt, too.
-    steps = learner.train_steps + sum(part.eval_steps for part in learner.beside().values())
-    if not (learner.remat or changes or steps > CAPTURED_STEPS):
+    if not (learner.remat or changes or learner.train_steps + learner.part_steps > CAPTURED_STEPS):
         return "captured", "as many tasks at once as fit a core's caches, by operations that are written down once"
     if not getattr(learner.network.module, "vectorizes", True):
         return (
