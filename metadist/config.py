@@ -34,6 +34,8 @@ from metadist.learners import (
     FinetuneConfig,
     Fusion,
     FusionConfig,
+    HybridConfig,
+    HypernetworkConfig,
     ImamlConfig,
     Learner,
     LearnerSettings,
@@ -48,6 +50,7 @@ from metadist.learners import (
     ProtoNetConfig,
     RelationConfig,
     ReptileConfig,
+    TaskRelationConfig,
     TrainedPart,
     TrainedRun,
     adapting,
@@ -308,6 +311,9 @@ LearnerKind = (
     | ProtoNetConfig
     | MatchingConfig
     | RelationConfig
+    | TaskRelationConfig
+    | HybridConfig
+    | HypernetworkConfig
     | FinetuneConfig
     | DistillConfig
     | FusionConfig
@@ -901,6 +907,8 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
         tasks=job.tasks.batch,
         chunk=job.tasks.chunk,
         statistics_momentum=job.server.statistics_momentum,
+        phases=learner.phases,
+        on_non_finite=job.server.on_non_finite,
     )
     episode = job.tasks.training_episode()
     experiment = Experiment(distribution, learner, rule, episode, job.seed, start or {}, tuple(job.freeze))
@@ -918,7 +926,7 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
         hint = f"A rate of 0 keeps them as they start: optimizer.groups: [{{match: {others[0]}, lr: 0}}]."
         expected = f"patterns of the base model's parameters; {', '.join(others[:4])} are the learner's own"
         raise UserError("freeze", job.freeze, expected, hint)
-    if not initial.parameters:
+    if not all(rule.moving(initial, phase).parameters for phase in range(len(rule.phases))):
         raise UserError("freeze", job.freeze, "patterns that leave some parameters to train")
     check_groups(job.optimizer, list(initial.parameters))
     _check_adapt(job, initial)

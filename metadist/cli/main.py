@@ -38,6 +38,7 @@ def _app() -> typer.Typer:
     from metadist.cli.reproduce import reproduce_command
     from metadist.cli.runs import app as runs_app
     from metadist.cli.submit import submit_command
+    from metadist.cli.task import app as task_app
     from metadist.cli.train import train_command
     from metadist.cli.tune import tune_command
     from metadist.cli.ui import ui_command
@@ -66,6 +67,7 @@ def _app() -> typer.Typer:
     app.add_typer(data_app, name="data")
     app.add_typer(jobs_app, name="jobs")
     app.add_typer(runs_app, name="runs")
+    app.add_typer(task_app, name="task")
     return app
 
 

@@ -88,9 +88,9 @@ class MeteredServer(RayServer):
         made = Counter("metadist_server_restarts_total", "parameter servers that were lost", ("run",))
         return made.set_default_tags({"run": self._blueprint.run})
 
-    def outcome(self, version: int) -> Update:
+    def outcome(self, version: int, phase: int = 0) -> Update:
         began = time.perf_counter()
-        update = super().outcome(version)
+        update = super().outcome(version, phase)
         self._push.observe(time.perf_counter() - began)
         return update
 

@@ -356,6 +356,7 @@ def _summarize(
         "worker_losses": result.worker_losses,
         "server_losses": result.server_losses,
         "chunks_redone": result.chunks_redone,
+        "steps_skipped": result.skipped,
         "tested_step": result.tested,
         "tested_as": result.tested_as,
         "identity_sha256": prepared.sha,

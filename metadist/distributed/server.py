@@ -34,19 +34,23 @@ class RayServer(ParameterServer):
     """
 
     def __init__(self, blueprint: Blueprint, deadline: float) -> None:
-        # On the driver's own node: it writes the run folder, which may be on a disk of that node.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._actor_class = ray.remote(ServerActor).options(
-            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
-        )
         self._blueprint, self._deadline = blueprint, deadline
-        self._actor: Any = self._actor_class.remote(blueprint)
+        self._actor = self._make()
         self._state: Ref = None
         self._state_every = 1
-        self._ordered: dict[int, tuple[Sequence[Ref], Ref, tuple[Ref, Ref] | None]] = {}
-        self._since_state: list[tuple[int, Sequence[Ref]]] = []
+        self._ordered: dict[tuple[int, int], tuple[Sequence[Ref], Ref, tuple[Ref, Ref] | None]] = {}
+        #: version and phase of what was taken since the state, with the payloads
+        self._since_state: list[tuple[tuple[int, int], Sequence[Ref]]] = []
         #: a state that was ordered and the ref that says that it is there
         self._coming: tuple[Ref, Ref] | None = None
+
+    def _make(self) -> Any:
+        # On the driver's own node: it writes the run folder, which may be on a disk of that node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(ServerActor).options(
+            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
+        )
+        return actor.remote(self._blueprint)
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
         call = self._actor.start.options(num_returns=3)
@@ -57,15 +61,15 @@ class RayServer(ParameterServer):
         self._actor.warm_up.remote()
         return published
 
-    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
-        published, update = self._actor.apply.options(num_returns=2).remote(version, *payloads)
-        with_state = (version + 1) % self._state_every == 0
+    def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
+        published, update = self._actor.apply.options(num_returns=2).remote(version, phase, *payloads)
+        with_state = phase == 0 and (version + 1) % self._state_every == 0
         state = self._actor.state.options(num_returns=2).remote() if with_state else None
-        self._ordered[version] = (payloads, update, state)
+        self._ordered[version, phase] = (payloads, update, state)
         return published
 
-    def outcome(self, version: int) -> Update:
-        payloads, ref, state = self._ordered.pop(version)
+    def outcome(self, version: int, phase: int = 0) -> Update:
+        payloads, ref, state = self._ordered.pop((version, phase))
         try:
             update: Update = ray.get(ref, timeout=self._deadline)
         except RayTaskError as error:
@@ -79,7 +83,7 @@ class RayServer(ParameterServer):
             reached = self._get(there)
             self._state, self._coming = arrived, None
             self._since_state = [(step, held) for step, held in self._since_state if step >= reached]
-        self._since_state.append((version, payloads))
+        self._since_state.append(((version, phase), payloads))
         self._coming = state or self._coming
         return update
 
@@ -87,12 +91,12 @@ class RayServer(ParameterServer):
         ray.kill(self._actor)
         self._ordered.clear()
         self._coming = None
-        self._actor = self._actor_class.remote(self._blueprint)
+        self._actor = self._make()
         if self._state is None:  # it had not been started: it was only to read
             return None
         published = self._actor.restore.remote(self._state)
-        for version, payloads in self._since_state:
-            published, _ = self._actor.apply.options(num_returns=2).remote(version, *payloads)
+        for at, payloads in self._since_state:
+            published, _ = self._actor.apply.options(num_returns=2).remote(*at, *payloads)
         return published
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:

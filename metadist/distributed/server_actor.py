@@ -40,22 +40,22 @@ class ServerActor:
         """Go on from a state that another server returned."""
         return self._server.restore(own_copy(state))
 
-    def apply(self, version: int, *payloads: Payload) -> tuple[Published, Update]:
+    def apply(self, version: int, phase: int, *payloads: Payload) -> tuple[Published, Update]:
         """See `Server.apply`."""
         self._blueprint.reach("apply", version)
-        published, update, _ = self._server.apply(version, payloads)
+        published, update, _ = self._server.apply(version, payloads, phase)
         self._blueprint.reach("applied", version)
         return published, update
 
-    def state(self) -> tuple[OuterState, int]:
-        """The current state, and its version, which says that it is there.
+    def state(self) -> tuple[OuterState, tuple[int, int]]:
+        """The current state, and its version and phase, which say that it is there.
 
         A call of its own, because the state is several times a version: the workers have that already, and this goes
         on while they compute.
         """
         state = self._server.state
         self._blueprint.reach("state", state.version)
-        return state, state.version
+        return state, (state.version, state.phase)
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
         """See `Server.save`."""

@@ -10,6 +10,8 @@ from metadist.learners.finetune import Finetune, FinetuneConfig
 from metadist.learners.fusion import Fusion, FusionConfig
 from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
+from metadist.learners.hybrid import Hybrid, HybridConfig
+from metadist.learners.hypernetwork import Hypernetwork, HypernetworkConfig
 from metadist.learners.imaml import Imaml, ImamlConfig
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
@@ -19,6 +21,7 @@ from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
 from metadist.learners.protonet import ProtoNet, ProtoNetConfig
 from metadist.learners.relation import RelationConfig, RelationNet
 from metadist.learners.reptile import Reptile, ReptileConfig
+from metadist.learners.task_relation import TaskRelation, TaskRelationConfig
 from metadist.learners.trained import OnTrainedRuns, TrainedPart, TrainedRun
 
 __all__ = [
@@ -36,6 +39,10 @@ __all__ = [
     "FinetuneConfig",
     "Fusion",
     "FusionConfig",
+    "Hybrid",
+    "HybridConfig",
+    "Hypernetwork",
+    "HypernetworkConfig",
     "Imaml",
     "ImamlConfig",
     "Learner",
@@ -60,6 +67,8 @@ __all__ = [
     "Reptile",
     "ReptileConfig",
     "TaskGradient",
+    "TaskRelation",
+    "TaskRelationConfig",
     "TrainedPart",
     "TrainedRun",
     "adapting",

@@ -192,6 +192,8 @@ class Learner(ABC):
     remat = False
     #: Adaptation steps that its parts take in a training task, beside its own.
     part_steps = 0
+    #: Patterns of the parameters that each phase of an outer step moves, phase after phase (see `in_phase`).
+    phases: tuple[tuple[str, ...], ...] = (("*",),)
     #: Whether `at` gives only a few learners, and the same object for each again, so that each can be captured once.
     few_stages = False
 
@@ -200,6 +202,11 @@ class Learner(ABC):
 
     def at(self, step: int) -> Learner:
         """The learner as it trains after `step` outer steps: itself, unless it has a schedule of its own."""
+        return self
+
+    def in_phase(self, phase: int) -> Learner:
+        """The learner whose meta-gradient a phase takes, the same object each time; its meta-parameters are those that
+        the phase moves, and the others are frozen."""
         return self
 
     def with_frozen(self, frozen: Parameters) -> Learner:

@@ -75,8 +75,8 @@ class Distill(Learner):
 
     def __init__(self, config: DistillConfig, student: Learner, teacher: TrainedPart) -> None:
         super().__init__(student.network, student.eval_steps, student.train_steps)
-        if student.own_gradient:
-            expected = "a learner whose meta-gradient is the derivative of its loss"
+        if student.own_gradient or len(student.phases) > 1:
+            expected = "a learner whose meta-gradient is the derivative of one loss"
             raise UserError("learner.student.kind", config.student.kind, expected, "For example maml or protonet.")
         self.config, self.student, self.teacher = config, student, teacher
         self.part_steps = teacher.eval_steps

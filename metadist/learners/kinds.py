@@ -13,6 +13,8 @@ from metadist.learners.cavia import Cavia
 from metadist.learners.distill import Distill
 from metadist.learners.finetune import Finetune
 from metadist.learners.fusion import Fusion
+from metadist.learners.hybrid import Hybrid
+from metadist.learners.hypernetwork import Hypernetwork
 from metadist.learners.imaml import Imaml
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
@@ -21,6 +23,7 @@ from metadist.learners.metasgd import MetaSgd
 from metadist.learners.protonet import ProtoNet
 from metadist.learners.relation import RelationNet
 from metadist.learners.reptile import Reptile
+from metadist.learners.task_relation import TaskRelation
 from metadist.models.own import named_class
 
 _OURS: tuple[type[Learner], ...] = (
@@ -35,6 +38,9 @@ _OURS: tuple[type[Learner], ...] = (
     ProtoNet,
     MatchingNet,
     RelationNet,
+    TaskRelation,
+    Hybrid,
+    Hypernetwork,
     Finetune,
     Distill,
     Fusion,

@@ -42,12 +42,14 @@ class Published:
 
     Attributes:
         judged: these are the parameters to judge the version by, not those that training goes on from.
+        phase: phases of the next step that are in it already.
     """
 
     version: int
     parameters: Arrays
     statistics: Arrays
     judged: bool = False
+    phase: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Verdict(StrEnum):
     INCOMPLETE = "incomplete"
     #: a sum is NaN or infinite: never applied
     NON_FINITE = "non-finite"
+    #: the driver gave the step up: the version after it has the parameters of the one before
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Update:
     """The server's answer to a step.
 
     Attributes:
-        version: the server's version afterwards.
+        version: the server's version afterwards; a step's last phase makes the next one.
         gradient_norm: Euclidean norm of the mean meta-gradient before clipping.
         lr: outer learning rate of the first parameter group in this step.
     """

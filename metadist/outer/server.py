@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metadist.errors import UserError
-from metadist.learners import Meta
+from metadist.learners import Meta, adapting
 from metadist.outer.messages import Arrays, Payload, Published, Update, Verdict, to_arrays, to_tensors
 from metadist.outer.optimizer import OptimizerConfig, OptimizerState, optimizer_step
 
@@ -31,6 +31,9 @@ class ServerConfig:
     mode: Literal["sync"] = "sync"
     #: share of the old value in a statistic's running mean
     statistics_momentum: float = 0.9
+    #: what becomes of a step with a meta-gradient that is not finite, also when it is computed again: it is never
+    #: applied; `stop` ends the run and names the tasks, `skip` goes on with the next step's tasks
+    on_non_finite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if not 0 <= self.statistics_momentum < 1:
@@ -39,7 +42,7 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class OuterState:
-    """The server's whole state after `version` outer steps; a value, never changed.
+    """The server's whole state after `version` outer steps and `phase` phases of the next; a value, never changed.
 
     Attributes:
         average: mean of the parameters since `OuterRule.average_after`; empty up to there.
@@ -49,6 +52,7 @@ class OuterState:
     meta: Meta
     optimizer: OptimizerState
     average: dict[str, Tensor] = field(default_factory=dict)
+    phase: int = 0
 
     @property
     def judged(self) -> Meta:
@@ -66,6 +70,8 @@ class OuterRule:
         tasks: tasks per outer step.
         chunk: tasks per chunk.
         statistics_momentum: share of the old value in a statistic's running mean.
+        phases: patterns of the parameters that each phase of a step moves, in the order of the phases. Each is computed
+            on all of the step's tasks, from what the phase before has made of the parameters.
     """
 
     run: str
@@ -74,6 +80,8 @@ class OuterRule:
     tasks: int
     chunk: int
     statistics_momentum: float = 0.9
+    phases: tuple[tuple[str, ...], ...] = (("*",),)
+    on_non_finite: Literal["stop", "skip"] = "stop"
 
     @property
     def chunks(self) -> int:
@@ -84,6 +92,16 @@ class OuterRule:
     def average_after(self) -> int:
         """The version after which versions are averaged."""
         return self.steps - round(self.optimizer.average * self.steps)
+
+    def moving(self, meta: Meta, phase: int) -> Meta:
+        """The meta-parameters as a phase sees them: those that it does not move are frozen."""
+        parameters = adapting(meta.parameters, self.phases[phase])
+        still = {name: value for name, value in meta.parameters.items() if name not in parameters}
+        return meta._replace(parameters=parameters, frozen=meta.frozen | still)
+
+    def after(self, version: int, phase: int) -> tuple[int, int]:
+        """Version and phase that follow."""
+        return (version, phase + 1) if phase + 1 < len(self.phases) else (version + 1, 0)
 
     def chunk_sizes(self) -> tuple[int, ...]:
         """The numbers of tasks that chunks have: the last one of a step may have fewer."""
@@ -96,21 +114,29 @@ class OuterRule:
 
 
 def apply_step(
-    rule: OuterRule, state: OuterState, version: int, payloads: Sequence[Payload]
+    rule: OuterRule, state: OuterState, version: int, payloads: Sequence[Payload], phase: int = 0
 ) -> tuple[OuterState, Update]:
-    """Take one outer step if the payloads are right for it.
+    """Take one outer step, or one phase of it, if the payloads are right for it.
+
+    Statistics and the average of versions take part in the last phase.
 
     Args:
         version: the version that the step starts from.
-        payloads: all chunks of its meta-batch, in the order of their numbers.
+        payloads: all chunks of its meta-batch, in the order of their numbers; none of them skips the step, or what is
+            left of its phases.
 
     Returns:
         The new state, or the same one where the verdict is not `ACCEPTED`; and the answer.
     """
-    verdict = _verdict(rule, state, version, payloads)
+    if not payloads and (version, phase) == (state.version, state.phase):
+        average = _average(rule, version + 1, state.average, state.meta.parameters)
+        after = replace(state, version=version + 1, phase=0, average=average)
+        return after, Update(Verdict.SKIPPED, after.version, math.nan, math.nan)
+    verdict = _verdict(rule, state, version, phase, payloads)
     if verdict is not Verdict.ACCEPTED:
         return state, Update(verdict, state.version, math.nan, math.nan)
-    gradient = _mean(state.meta.parameters, [payload.gradient for payload in payloads], rule.tasks)
+    moving = rule.moving(state.meta, phase).parameters
+    gradient = _mean(moving, [payload.gradient for payload in payloads], rule.tasks)
     norm = euclidean_norm(gradient)
     statistics = _mean(state.meta.statistics, [payload.statistics for payload in payloads], rule.tasks)
     if not math.isfinite(norm) or not all_finite(statistics):
@@ -118,14 +144,16 @@ def apply_step(
     clip = rule.optimizer.clip
     if clip is not None and norm > clip:
         gradient = {name: value * (clip / norm) for name, value in gradient.items()}
-    parameters, optimizer, lr = optimizer_step(
-        rule.optimizer, rule.steps, state.version, state.meta.parameters, gradient, state.optimizer
-    )
-    keep = rule.statistics_momentum
-    statistics = {name: keep * old + (1 - keep) * statistics[name] for name, old in state.meta.statistics.items()}
-    meta = state.meta._replace(parameters=parameters, statistics=statistics)
-    average = _average(rule, state.version + 1, state.average, parameters)
-    after = OuterState(state.version + 1, meta, optimizer, average)
+    moments = {name: moment for name, moment in state.optimizer.items() if name in moving}
+    moved, moments, lr = optimizer_step(rule.optimizer, rule.steps, state.version, moving, gradient, moments)
+    meta = state.meta._replace(parameters=state.meta.parameters | moved)
+    average, (reached, following) = state.average, rule.after(version, phase)
+    if following == 0:
+        keep = rule.statistics_momentum
+        statistics = {name: keep * old + (1 - keep) * statistics[name] for name, old in meta.statistics.items()}
+        meta = meta._replace(statistics=statistics)
+        average = _average(rule, reached, average, meta.parameters)
+    after = OuterState(reached, meta, state.optimizer | moments, average, following)
     return after, Update(Verdict.ACCEPTED, after.version, norm, lr)
 
 
@@ -141,12 +169,12 @@ def _average(
     }
 
 
-def _verdict(rule: OuterRule, state: OuterState, version: int, payloads: Sequence[Payload]) -> Verdict:
-    if version == state.version - 1:
+def _verdict(rule: OuterRule, state: OuterState, version: int, phase: int, payloads: Sequence[Payload]) -> Verdict:
+    if rule.after(version, phase) == (state.version, state.phase):
         return Verdict.DUPLICATE
-    if version != state.version:
+    if (version, phase) != (state.version, state.phase):
         return Verdict.STALE
-    expected = [(rule.run, version, 0, chunk) for chunk in range(rule.chunks)]
+    expected = [(rule.run, version, phase, chunk) for chunk in range(rule.chunks)]
     if [payload.key for payload in payloads] != expected:
         return Verdict.INCOMPLETE
     if sum(payload.tasks for payload in payloads) != rule.tasks:
@@ -189,6 +217,7 @@ def publish(state: OuterState, judged: bool = False) -> Published:
         {name: array.copy() for name, array in to_arrays(meta.parameters).items()},
         {name: array.copy() for name, array in to_arrays(meta.statistics).items()},
         judged,
+        state.phase,
     )
 
 

@@ -172,7 +172,9 @@ class ParameterServerContract:
         assert server.save(folder, 1, "identity", {"a": 1}) == meta_sha256(oracle(runtime.experiment, 1).meta)
         other = runtime.server()
         try:
-            assert runtime.get(other.start(folder, name)).version == 1
+            published: Published = runtime.get(other.start(folder, name))
+            assert published.version == 1
+            assert list(published.parameters) == list(runtime.experiment.initial().parameters)
             following = self.step(runtime, other, 1)
             other.outcome(1)
             assert sha(runtime.get(following)) == meta_sha256(oracle(runtime.experiment, 2).meta)

@@ -77,7 +77,7 @@ def there(value: Any) -> FakeRef:
 
 @dataclass(eq=False)
 class _Step:
-    version: int
+    at: tuple[int, int]
     payloads: Sequence[FakeRef]
     following: FakeRef = field(default_factory=FakeRef)
     update: Update | None = None
@@ -100,8 +100,11 @@ class FakeServer(ParameterServer):
 
     def settle(self) -> None:
         """Take the ordered steps whose payloads are there, in their order."""
-        for step in self._ordered:
+        for number, step in enumerate(self._ordered):
             if step.update is not None or step.following.state == "gone":
+                continue
+            if any(later.at < step.at for later in self._ordered[number + 1 :]):  # it is taken again: this is void
+                step.following.state = "gone"
                 continue
             states = {payload.state for payload in step.payloads}
             if "gone" in states:
@@ -110,26 +113,27 @@ class FakeServer(ParameterServer):
                 return
             else:
                 payloads: list[Payload] = [payload.value for payload in step.payloads]
-                published, step.update, step.after = self._server.apply(step.version, payloads)
+                version, phase = step.at
+                published, step.update, step.after = self._server.apply(version, payloads, phase)
                 step.following.fill(published)
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
         published, self._committed = self._server.start(folder, checkpoint)
         return there(published)
 
-    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
-        step = _Step(version, list(payloads))
+    def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
+        step = _Step((version, phase), list(payloads))
         self._ordered.append(step)
         return step.following
 
-    def outcome(self, version: int) -> Update:
+    def outcome(self, version: int, phase: int = 0) -> Update:
         for fault in self._faults:
             if fault.kind == "lose_server" and fault.version == version and fault.times:
                 fault.times, fault.struck = fault.times - 1, fault.struck + 1
                 self._forget()
                 raise ServerLost("the server is gone")
         self.settle()
-        (*_, step) = (step for step in self._ordered if step.version == version)
+        (*_, step) = (step for step in self._ordered if step.at == (version, phase))
         self._ordered.remove(step)
         if step.following.state == "gone":
             raise PayloadLost("a payload is gone")

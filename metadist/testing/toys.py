@@ -8,7 +8,18 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from metadist.learners import Learner, Maml, MamlConfig, Meta, Network, Reptile, ReptileConfig, TaskGradient
+from metadist.learners import (
+    Learner,
+    Maml,
+    MamlConfig,
+    Meta,
+    Network,
+    Reptile,
+    ReptileConfig,
+    TaskGradient,
+    TaskRelation,
+    TaskRelationConfig,
+)
 from metadist.models import BaseModel, Mlp, MlpConfig
 from metadist.outer import Experiment, OptimizerConfig, OuterRule
 from metadist.tasks import Episode, Examples, LinearTasks, SinusoidTasks, Task
@@ -21,7 +32,7 @@ def sinusoid_experiment(
     tasks: int = 5,
     chunk: int = 2,
     seed: int = 0,
-    learner: Literal["maml", "reptile"] = "maml",
+    learner: Literal["maml", "reptile", "task_relation"] = "maml",
     lr: float = 0.01,
     inner_lr: float = 0.02,
 ) -> Experiment:
@@ -30,9 +41,11 @@ def sinusoid_experiment(
     chosen: Learner = Maml(MamlConfig(inner_lr=inner_lr, inner_steps=1, eval_steps=2), network)
     if learner == "reptile":
         chosen = Reptile(ReptileConfig(inner_lr=inner_lr, inner_steps=2, eval_steps=2, inner_batch=2), network)
-    rule = OuterRule(
-        RUN, OptimizerConfig(kind="adam", lr=lr, clip=10.0, schedule="linear", final=0.5), steps, tasks, chunk
-    )
+    if learner == "task_relation":
+        related = TaskRelationConfig(inner_lr=inner_lr, eval_steps=2, code=4, hidden=4, embedding=4, block=8)
+        chosen = TaskRelation(related, network)
+    optimizer = OptimizerConfig(kind="adam", lr=lr, clip=10.0, schedule="linear", final=0.5)
+    rule = OuterRule(RUN, optimizer, steps, tasks, chunk, phases=chosen.phases)
     return Experiment(SinusoidTasks(), chosen, rule, Episode(1, 4, 4), seed)
 
 

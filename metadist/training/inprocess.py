@@ -13,7 +13,7 @@ from metadist.errors import UserError
 from metadist.outer import Experiment, Update
 from metadist.training.machine import fingerprint
 from metadist.training.run_folder import RunFolder
-from metadist.training.seams import Done, Event, Joined, ParameterServer, PoolError, Ref, WorkerPool
+from metadist.training.seams import Done, Event, Joined, ParameterServer, PoolError, Ref, Voided, WorkerPool
 from metadist.training.server import Server
 from metadist.training.work import Work, Worker
 
@@ -46,6 +46,8 @@ class InProcessPool(WorkerPool):
         if not self._queue:
             raise TimeoutError("no worker has any work")
         ticket, work, version, payload = self._queue.popleft()
+        if version.value is None:  # of a step that was not taken
+            return [Voided(0, ticket)]
         try:
             payload.value, report = self._worker.run(work, version.value)
         except UserError:  # found by the check before the first step
@@ -63,19 +65,19 @@ class InProcessServer(ParameterServer):
 
     def __init__(self, experiment: Experiment) -> None:
         self._server = Server(experiment)
-        self._ordered: dict[int, tuple[Sequence[Box], Box]] = {}
+        self._ordered: dict[tuple[int, int], tuple[Sequence[Box], Box]] = {}
 
     def start(self, folder: RunFolder | None, checkpoint: str | None) -> Ref:
         return Box(self._server.start(folder, checkpoint)[0])
 
-    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
+    def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
         following = Box()
-        self._ordered[version] = (payloads, following)
+        self._ordered[version, phase] = (payloads, following)
         return following
 
-    def outcome(self, version: int) -> Update:
-        payloads, following = self._ordered.pop(version)
-        following.value, update, _ = self._server.apply(version, [box.value for box in payloads])
+    def outcome(self, version: int, phase: int = 0) -> Update:
+        payloads, following = self._ordered.pop((version, phase))
+        following.value, update, _ = self._server.apply(version, [box.value for box in payloads], phase)
         return update
 
     def recover(self) -> Ref:

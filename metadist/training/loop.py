@@ -13,7 +13,7 @@ A decision belongs to a version: no work for a later version is given out before
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from metadist.training.dispatch import Dispatcher, Interrupted
 from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
 from metadist.training.seams import ParameterServer, Ref, WorkerPool
-from metadist.training.stepper import Stepper, StepRecord
+from metadist.training.stepper import Diverged, Stepper, StepRecord
 from metadist.training.work import CheckWork
 
 
@@ -98,6 +98,7 @@ class TrainResult:
     worker_losses: int
     server_losses: int
     chunks_redone: int
+    skipped: int = 0
     tested: int | None = None
     tested_as: str | None = None
     valid: Evaluation | None = None
@@ -209,7 +210,7 @@ class _Run:
 
     def _steps(self, until: int) -> bool:
         """Take steps up to a barrier; returns whether the user stopped the run on the way."""
-        for record in self.stepper.advance(until):
+        for record in self._advance(until):
             self.steps_done += 1
             self.seconds += record.seconds
             self.progress.seconds += record.seconds
@@ -219,6 +220,20 @@ class _Run:
                 # What was given out for later steps is void: stopping loses no committed step.
                 return True
         return False
+
+    def _advance(self, until: int) -> Iterator[StepRecord]:
+        try:
+            yield from self.stepper.advance(until)
+        except Diverged as error:
+            if not error.tasks:
+                raise
+            addresses = [f"train/{self.experiment.seed}/{task}" for task in error.tasks]
+            self.folder.write_json("diverged.json", {"step": self.stepper.version + 1, "tasks": addresses})
+            show = f"`metadist task show {self.folder.location} {addresses[0]}` shows the first"
+            hint = "lower learner.inner_lr or optimizer.lr, or set server.on_non_finite: skip"
+            raise Diverged(
+                f"{error}; {show}, diverged.json in that folder names all. If they are well, {hint}"
+            ) from error
 
     def _barrier(self, resumed: bool = False) -> None:
         version = self.stepper.version
@@ -296,5 +311,6 @@ class _Run:
             worker_losses=self.dispatcher.losses,
             server_losses=self.stepper.server_losses,
             chunks_redone=self.stepper.redone,
+            skipped=self.stepper.skipped,
             **tests,
         )

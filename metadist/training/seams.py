@@ -99,12 +99,15 @@ class ParameterServer(ABC):
         """Start from a checkpoint in `folder`, or from the initial state; returns the published version."""
 
     @abstractmethod
-    def apply(self, version: int, payloads: Sequence[Ref]) -> Ref:
-        """Order the step from `version`, without waiting; returns the ref of the next published version."""
+    def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
+        """Order a phase of the step from `version`, without waiting; returns the ref of what is published then.
+
+        Without payloads the step is skipped.
+        """
 
     @abstractmethod
-    def outcome(self, version: int) -> Update:
-        """Wait for the step that was ordered from `version`.
+    def outcome(self, version: int, phase: int = 0) -> Update:
+        """Wait for the phase that was ordered of the step from `version`.
 
         Raises:
             PayloadLost: one of its payloads is gone.
@@ -112,9 +115,9 @@ class ParameterServer(ABC):
 
     @abstractmethod
     def recover(self) -> Ref:
-        """A new server in the place of a lost one, at the last version whose outcome was returned.
+        """A new server in the place of a lost one, where the last outcome that was returned left it.
 
-        Returns that version, published anew.
+        Returns what is published there, anew.
         """
 
     @abstractmethod

@@ -36,7 +36,7 @@ class Server:
         self.experiment = experiment
         # The newest last. A step may be taken while the driver still deals with the one before, and one more
         # may be ordered behind it: what the driver then asks for is up to two versions old.
-        self._states: deque[OuterState] = deque(maxlen=3)
+        self._states: deque[OuterState] = deque(maxlen=2 + len(experiment.rule.phases))
         self._last = Update(Verdict.DUPLICATE, 0, math.nan, math.nan)
 
     @property
@@ -58,10 +58,10 @@ class Server:
         self._states.append(state)
         return publish(state)
 
-    def apply(self, version: int, payloads: Sequence[Payload]) -> tuple[Published, Update, OuterState]:
-        """Take the step from `version` (see `apply_step`)."""
-        state, update = apply_step(self.experiment.rule, self.state, version, payloads)
-        if update.verdict is Verdict.ACCEPTED:
+    def apply(self, version: int, payloads: Sequence[Payload], phase: int = 0) -> tuple[Published, Update, OuterState]:
+        """Take a phase of the step from `version` (see `apply_step`)."""
+        state, update = apply_step(self.experiment.rule, self.state, version, payloads, phase)
+        if update.verdict in (Verdict.ACCEPTED, Verdict.SKIPPED):
             self._states.append(state)
             self._last = update
         elif update.verdict is Verdict.DUPLICATE:
@@ -92,7 +92,7 @@ class Server:
         return tensors_sha256(self._initial.frozen) if self._initial.frozen else ""
 
     def _at(self, version: int) -> OuterState:
-        (state,) = (state for state in self._states if state.version == version)
+        (state,) = (state for state in self._states if (state.version, state.phase) == (version, 0))
         return state
 
     def _load(self, folder: RunFolder, checkpoint: str) -> OuterState:
@@ -114,7 +114,9 @@ class Server:
                 f"the ones of this job, {self._frozen_sha256 or 'none'}",
                 "What a run's `freeze` and `init_from` give must stay as it was.",
             )
-        return read.state
+        # In the order that the run began with, on which a learner's sums over names may depend.
+        parameters = {name: read.state.meta.parameters[name] for name in self._initial.parameters}
+        return replace(read.state, meta=read.state.meta._replace(parameters=parameters))
 
 
 def _shapes(meta: Meta) -> dict[str, str]:

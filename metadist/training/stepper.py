@@ -2,31 +2,40 @@
 
 The parts of a step are chained by refs: as soon as every chunk of step t has a worker, the server is told
 which payloads make step t, and workers that get free are given chunks of step t + 1 at a version that does not
-exist yet. Nobody waits for the driver.
+exist yet. Nobody waits for the driver. Phases of one step follow each other in the same way.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from metadist.outer import ChunkKey, ChunkReport, OuterRule, Strategy, Update, Verdict
 from metadist.training.dispatch import Dispatcher
 from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLost
-from metadist.training.work import GradientWork
+from metadist.training.work import Culprits, CulpritsWork, GradientWork
 
 
 class Diverged(RuntimeError):
-    """A meta-gradient is not finite; it was not applied."""
+    """A meta-gradient is not finite; it was not applied.
+
+    Attributes:
+        tasks: indices of the training tasks that it comes from, where these are known.
+    """
+
+    def __init__(self, text: str, tasks: Sequence[int] = ()) -> None:
+        super().__init__(text)
+        self.tasks = list(tasks)
 
 
 @dataclass(frozen=True)
 class StepRecord:
     """A committed step: `version` is the one after it; sums over the meta-batch; `seconds` since the last.
 
-    `compute_seconds` are processor seconds of the workers.
+    `compute_seconds` are processor seconds of the workers. Of a step with phases, the figures are the last one's. The
+    gradient norm and rate of a step that was skipped are NaN.
     """
 
     version: int
@@ -40,7 +49,10 @@ class StepRecord:
 
 @dataclass
 class _Step:
+    """A step, or one of its phases."""
+
     version: int
+    phase: int
     published: Ref
     pending: deque[int]
     payloads: dict[int, Ref] = field(default_factory=dict)
@@ -49,6 +61,8 @@ class _Step:
     ordered: bool = False
     #: a later step found that this step's outcome does not exist: wait for the reason
     doubtful: bool = False
+    #: chunks whose results were not finite and are computed again
+    retried: list[int] = field(default_factory=list)
 
 
 class Stepper:
@@ -74,8 +88,11 @@ class Stepper:
         self.dispatcher, self.server, self.rule, self.strategy = dispatcher, server, rule, strategy
         self.classifies = classifies
         self.version, self.published, self._say = version, published, say
+        self._phase = 0
+        self._compute_seconds = 0.0  # of the phases before
         self.server_losses = 0
         self.redone = 0
+        self.skipped = 0
         self._steps: deque[_Step] = deque()
         self._tickets: dict[int, tuple[_Step, int]] = {}
         self._last = time.perf_counter()
@@ -94,13 +111,16 @@ class Stepper:
                 self._collect()
                 continue
             step = self._steps[0]
-            for report in step.reports.values():
-                if not report.finite:
-                    raise Diverged(
-                        f"step {step.version + 1}: the meta-gradient of chunk {report.key.chunk} is not finite"
-                    )
+            unfit = [chunk for chunk, report in step.reports.items() if not report.finite]
+            if unfit and not step.retried:
+                step.retried = unfit
+                self._say(f"step {step.version + 1}: {_chunks(unfit)} not finite; computed again")
+                self._redo(step, unfit)
+                continue
+            if unfit:
+                self._give_up(step, unfit)
             try:
-                update = self.server.outcome(step.version)
+                update = self.server.outcome(step.version, step.phase)
             except ServerLost as error:
                 self._recover(str(error))
                 continue
@@ -109,27 +129,40 @@ class Stepper:
                 self._redo(step, list(range(self.rule.chunks)))
                 continue
             # A duplicate is a step that was taken before its chunks were thought lost and computed again.
-            taken = update.verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) and update.version == step.version + 1
-            if not taken:
+            if update.verdict is Verdict.NON_FINITE:  # each chunk is finite, but their sum is not
+                self._give_up(step, [])
+                update = self.server.outcome(step.version, step.phase)
+            reached, _ = self.rule.after(step.version, step.phase)
+            taken = update.verdict in (Verdict.ACCEPTED, Verdict.DUPLICATE) and update.version == reached
+            if not taken and update.verdict is not Verdict.SKIPPED:
                 raise Diverged(f"step {step.version + 1}: the server refused the update as {update.verdict}")
-            yield self._commit(step, update)
+            record = self._commit(step, update)
+            if self._phase == 0:
+                yield record
 
     def _commit(self, step: _Step, update: Update) -> StepRecord:
         self._steps.popleft()
-        self.version, self.published = update.version, step.following
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
+        self.version, self._phase = self.rule.after(step.version, step.phase)
+        if update.verdict is Verdict.SKIPPED:
+            self.version, self._phase = update.version, 0
+            self.skipped += 1
+        self.published = step.following
         reports = [step.reports[chunk] for chunk in range(self.rule.chunks)]
+        self._compute_seconds += sum(report.seconds for report in reports)
+        now = time.perf_counter()
         rows = sum(report.rows for report in reports)
-        return StepRecord(
+        record = StepRecord(
             version=self.version,
             loss=sum(report.loss for report in reports) / self.rule.tasks,
             accuracy=sum(report.correct for report in reports) / rows if self.classifies else None,
             gradient_norm=update.gradient_norm,
             lr=update.lr,
-            compute_seconds=sum(report.seconds for report in reports),
-            seconds=seconds,
+            compute_seconds=self._compute_seconds,
+            seconds=now - self._last,
         )
+        if self._phase == 0:
+            self._compute_seconds, self._last = 0.0, now
+        return record
 
     def _feed(self, until: int) -> None:
         """Give out chunks while workers are free: of the current step, then of the one after it."""
@@ -138,7 +171,7 @@ class Stepper:
             if step is None:
                 return
             chunk = step.pending.popleft()
-            key = ChunkKey(self.rule.run, step.version, 0, chunk)
+            key = ChunkKey(self.rule.run, step.version, step.phase, chunk)
             work = GradientWork(key, self.strategy)
             ticket, step.payloads[chunk] = self.dispatcher.submit(worker, work, step.published)
             self._tickets[ticket] = (step, chunk)
@@ -148,19 +181,19 @@ class Stepper:
         """Tell the server which payloads make the step, once every chunk has a worker."""
         if not step.pending and not step.ordered:
             payloads = [step.payloads[chunk] for chunk in range(self.rule.chunks)]
-            step.following, step.ordered = self.server.apply(step.version, payloads), True
+            step.following, step.ordered = self.server.apply(step.version, payloads, step.phase), True
 
     def _open_step(self, until: int) -> _Step | None:
         for step in self._steps:
             if step.pending:
                 return step
-        if not self._steps:
-            step = _Step(self.version, self.published, deque(range(self.rule.chunks)))
-        else:
+        at, published = (self.version, self._phase), self.published
+        if self._steps:
             last = self._steps[-1]
-            if len(self._steps) == 2 or last.version + 1 >= until or last.doubtful:
+            at, published = self.rule.after(last.version, last.phase), last.following
+            if len(self._steps) == 2 or at[0] >= until or last.doubtful:
                 return None
-            step = _Step(last.version + 1, last.following, deque(range(self.rule.chunks)))
+        step = _Step(*at, published, deque(range(self.rule.chunks)))
         self._steps.append(step)
         return step
 
@@ -200,6 +233,23 @@ class Stepper:
         self.redone += len(chunks)
         self._drop_after(step)
 
+    def _give_up(self, step: _Step, chunks: list[int]) -> None:
+        """Skip a step that is not finite, or end the run; what was built on it is void."""
+        what = _chunks(chunks) if chunks else "the meta-gradient is"
+        if self.rule.on_non_finite == "stop":
+            tasks = self._culprits(step, chunks)
+            named = f", from the training tasks {', '.join(map(str, tasks))}" if tasks else ""
+            raise Diverged(f"step {step.version + 1}: {what} not finite{named}", tasks)
+        self._say(f"step {step.version + 1} is skipped: {what} not finite")
+        self._drop_after(step)
+        step.following = self.server.apply(step.version, [], step.phase)
+
+    def _culprits(self, step: _Step, chunks: list[int]) -> list[int]:
+        """The tasks of some chunks whose own meta-gradients are not finite."""
+        keys = [ChunkKey(self.rule.run, step.version, step.phase, chunk) for chunk in chunks]
+        found = self.dispatcher.run_all([CulpritsWork(key) for key in keys], step.published)
+        return [task for report in found if isinstance(report, Culprits) for task in report.tasks]
+
     def _drop_after(self, step: _Step) -> None:
         while self._steps[-1] is not step:
             gone = self._steps.pop()
@@ -214,3 +264,13 @@ class Stepper:
         self._drop_after(step)
         step.ordered = step.doubtful = False
         self._order(step)
+
+
+def _chunks(chunks: list[int]) -> str:
+    """Chunks as the subject of a sentence."""
+    numbers = ", ".join(map(str, sorted(chunks)))
+    return (
+        f"the meta-gradient of chunk {numbers} is"
+        if len(chunks) == 1
+        else f"the meta-gradients of chunks {numbers} are"
+    )

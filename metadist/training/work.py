@@ -14,6 +14,7 @@ from metadist.outer import (
     ChunkKey,
     ChunkReport,
     Experiment,
+    MetaGradient,
     Payload,
     Published,
     Strategy,
@@ -36,6 +37,13 @@ class GradientWork:
 
     key: ChunkKey
     strategy: Strategy
+
+
+@dataclass(frozen=True)
+class CulpritsWork:
+    """Find the tasks of a chunk whose meta-gradients are not finite; answered by `Culprits`."""
+
+    key: ChunkKey
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,14 @@ def judged_steps(steps: int) -> tuple[int, ...]:
     return (*range(min(steps, 10) + 1), *(step for step in later if 10 < step < steps), *([steps] * (steps > 10)))
 
 
-Work = GradientWork | CheckWork | EvaluationWork
+Work = GradientWork | CulpritsWork | CheckWork | EvaluationWork
+
+
+@dataclass(frozen=True)
+class Culprits:
+    """Indices of training tasks whose meta-gradients are not finite."""
+
+    tasks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,7 @@ class TaskScores:
     figures: dict[str, np.ndarray] = field(default_factory=dict, kw_only=True)
 
 
-Report = ChunkReport | StrategyCheck | TaskScores
+Report = ChunkReport | Culprits | StrategyCheck | TaskScores
 
 
 class Worker:
@@ -126,30 +141,37 @@ class Worker:
             network.module.to(device)  # its buffers; weights come with each version
         #: never change, so that no version brings them
         self._frozen = {name: value.to(device) for name, value in experiment.initial().frozen.items()}
-        self._version: tuple[tuple[int, bool], Meta] | None = None
+        self._version: tuple[tuple[int, int, bool], Meta] | None = None
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
         """Do one piece of work at a published version."""
         meta = self._meta(published)
         if isinstance(work, GradientWork):
             return self._gradient(work, meta)
+        if isinstance(work, CulpritsWork):
+            return None, self._culprits(work.key, meta)
         if isinstance(work, CheckWork):
             return None, self._check(work, meta)
         return None, self._evaluate(work, meta)
 
     def _meta(self, published: Published) -> Meta:
-        key = (published.version, published.judged)
+        key = (published.version, published.phase, published.judged)
         if self._version is None or self._version[0] != key:
             self._version = (key, to_meta(published, self._frozen, self.device))
         return self._version[1]
 
     def _check(self, work: CheckWork, meta: Meta) -> StrategyCheck:
-        learner, steps = self.experiment.learner, self.experiment.rule.steps
+        learner, outer = self.experiment.learner, self.experiment.rule
         rule, reason = choose_strategy(learner, self.device)
-        stages = dict.fromkeys((learner.at(0), learner.at(steps)))  # one, but for learners with a schedule
-        chunks = self.experiment.rule.chunk_sizes() if rule == "captured" else (2,)
+        stages = dict.fromkeys((learner.at(0), learner.at(outer.steps)))  # one, but for learners with a schedule
+        chunks = outer.chunk_sizes() if rule == "captured" else (2,)
         batches = [self._batch_to_check(work, tasks) for tasks in chunks]
-        checks = [check_strategy(stage, meta, batch, rule, reason) for stage in stages for batch in batches]
+        checks = [
+            check_strategy(stage.in_phase(phase), outer.moving(meta, phase), batch, rule, reason)
+            for stage in stages
+            for phase in range(len(outer.phases))
+            for batch in batches
+        ]
         return next((check for check in checks if check.strategy != rule), checks[0])
 
     def _batch_to_check(self, work: CheckWork, chunk: int) -> Task:
@@ -161,20 +183,29 @@ class Worker:
 
     def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
         start = time.process_time()
-        experiment = self.experiment
-        tasks = experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
-        batch = experiment.distribution.batch("train", experiment.seed, tasks, experiment.episode, self.device)
-        result = compute_meta_gradient(experiment.learner.at(work.key.version), meta, batch, work.strategy)
+        tasks = self.experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
+        result = self._compute(work.key, tasks, meta, work.strategy)
         report = ChunkReport(
             key=work.key,
             tasks=result.tasks,
             loss=float(result.loss),
             correct=int(result.correct),
             rows=result.rows,
-            finite=all_finite(result.gradient) and all_finite(result.statistics),
+            finite=_finite(result),
             seconds=time.process_time() - start,
         )
         return to_payload(work.key, result), report
+
+    def _culprits(self, key: ChunkKey, meta: Meta) -> Culprits:
+        tasks = self.experiment.rule.chunk_tasks(key.version, key.chunk)
+        alone = {task: self._compute(key, range(task, task + 1), meta, "loop") for task in tasks}
+        return Culprits(tuple(task for task, result in alone.items() if not _finite(result)))
+
+    def _compute(self, key: ChunkKey, tasks: range, meta: Meta, strategy: Strategy) -> MetaGradient:
+        experiment, phase = self.experiment, key.phase
+        batch = experiment.distribution.batch("train", experiment.seed, tasks, experiment.episode, self.device)
+        learner = experiment.learner.at(key.version).in_phase(phase)
+        return compute_meta_gradient(learner, experiment.rule.moving(meta, phase), batch, strategy)
 
     def _evaluate(self, work: EvaluationWork, meta: Meta) -> TaskScores:
         if work.scratch:
@@ -223,6 +254,10 @@ class Worker:
                 with functional_gradients():
                     every, figures = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
         return tuple(judged), every, figures
+
+
+def _finite(result: MetaGradient) -> bool:
+    return all_finite(result.gradient) and all_finite(result.statistics)
 
 
 def _row_losses(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:

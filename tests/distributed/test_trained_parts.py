@@ -131,6 +131,7 @@ def test_another_teacher_is_refused(tmp_path: Path, teacher: Path) -> None:
         ({"teacher": "RUN.safetensors"}, "learner.teacher: got .* expected a run folder, or one of"),
         ({"teacher": {"path": "RUN", "sha": "0"}}, "learner.teacher.sha: got '0', .* Did you mean 'sha256'"),
         ({"student": {"kind": "reptile"}}, "learner.student.kind: got 'reptile', expected a learner whose"),
+        ({"student": {"kind": "task_relation"}}, "learner.student.kind: got 'task_relation', expected a learner whose"),
         ({"student": {"kind": "distill", "teacher": "RUN", "student": STUDENT}}, "learner.student.kind: got 'distill'"),
         ({"student": {"kind": "mamll"}}, "learner.student.kind: got 'mamll', .* Did you mean 'maml'"),
         ({"student": {"kind": "maml", "iner_lr": 1}}, "learner.student.iner_lr: got 1"),

@@ -18,6 +18,8 @@ from metadist.learners import (
     DistillConfig,
     Fusion,
     FusionConfig,
+    HybridConfig,
+    HypernetworkConfig,
     ImamlConfig,
     Learner,
     MamlConfig,
@@ -29,6 +31,7 @@ from metadist.learners import (
     ProtoNetConfig,
     RelationConfig,
     ReptileConfig,
+    TaskRelationConfig,
     TrainedPart,
     gated,
     learner_class,
@@ -39,6 +42,8 @@ from metadist.tasks import Examples, Task
 torch.set_num_threads(1)
 WAYS, SHOTS, QUERY, TASKS = 3, 2, 3, 3
 F64 = torch.float64
+
+SMALL = {"code": 3, "hidden": 4, "embedding": 2, "block": 7}
 
 LEARNERS = {
     "maml-1": MamlConfig(inner_steps=1, inner_lr=0.3),
@@ -80,6 +85,11 @@ LEARNERS = {
     "maml-2-gates": MamlConfig(inner_steps=2, inner_lr=0.3, adapt=["*", "!gates.*"]),
     "anil-2-gates": AnilConfig(inner_steps=2, inner_lr=0.3),
     "protonet-gates": ProtoNetConfig(),
+    "hypernetwork": HypernetworkConfig(**SMALL),
+    "hypernetwork-depth-2": HypernetworkConfig(depth=2, **SMALL),
+    "hybrid-2": HybridConfig(inner_steps=2, inner_lr=0.3, **SMALL),
+    "fohybrid-2": HybridConfig(inner_steps=2, inner_lr=0.3, first_order=True, generate=["head.*"], **SMALL),
+    "task-relation-2": TaskRelationConfig(inner_steps=2, inner_lr=0.3, **SMALL),
     "relation": RelationConfig(width=3, hidden=4, activation="tanh"),
     "distill-maml-2": DistillConfig(teacher="run", student=MamlConfig(inner_steps=2, inner_lr=0.3), weight=0.7),
     "distill-maml-remat": DistillConfig(

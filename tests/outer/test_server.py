@@ -124,7 +124,8 @@ def test_chunks_are_added_in_their_order() -> None:
         (1, STEP, Verdict.STALE),
         (4, STEP, Verdict.STALE),
         (3, STEP[:2], Verdict.INCOMPLETE),
-        (3, [], Verdict.INCOMPLETE),
+        (2, [], Verdict.DUPLICATE),
+        (4, [], Verdict.STALE),
         (3, [STEP[1], STEP[0], STEP[2]], Verdict.INCOMPLETE),
         (3, [STEP[0], STEP[0], STEP[2]], Verdict.INCOMPLETE),
         (3, [*STEP, STEP[0]], Verdict.INCOMPLETE),
@@ -144,6 +145,17 @@ def test_refused_steps_leave_the_state(version: int, payloads: list[Payload], ve
     assert (update.verdict, update.version) == (verdict, 3)
     assert not math.isfinite(update.gradient_norm)
     assert state.meta.parameters["w"].tolist() == [1.0, 2.0]
+
+
+def test_a_step_without_chunks_is_skipped() -> None:
+    """Parameters, statistics and moments stay; the version counts, in the average, too."""
+    rule = dataclasses.replace(RULE, optimizer=OptimizerConfig(kind="adam", average=1.0))
+    state, _ = apply_step(rule, simple(1.0, 2.0), 3, STEP)
+    after, update = apply_step(rule, state, 4, [])
+    assert (update.verdict, update.version) == (Verdict.SKIPPED, 5)
+    assert after == dataclasses.replace(state, version=5, average=after.average)
+    half = (state.average["w"] * 4 + state.meta.parameters["w"]) / 5
+    assert torch.allclose(after.average["w"], half)
 
 
 def test_statistics_that_are_not_finite_are_never_folded_in() -> None:

@@ -12,7 +12,7 @@ import torch
 
 pytest.register_assert_rewrite("metadist.testing.contracts")
 
-from metadist.outer import Experiment, decode_checkpoint  # noqa: E402
+from metadist.outer import Experiment, OuterState, decode_checkpoint  # noqa: E402
 from metadist.testing.observers import Notes  # noqa: E402
 from metadist.testing.toys import sinusoid_experiment  # noqa: E402
 from metadist.training.evaluation import EvaluationPlan  # noqa: E402
@@ -46,6 +46,11 @@ class Run:
         name = self.folder.checkpoints()[-1] if resume else None
         progress = decode_checkpoint(self.folder.read(name), name).progress if name else None
         return train(self.experiment, self.plan, pool, server, self.folder, self.notes, stop, name, progress)
+
+    def end(self) -> OuterState:
+        """The state in the newest checkpoint."""
+        name = self.folder.checkpoints()[-1]
+        return decode_checkpoint(self.folder.read(name), name).state
 
     def versions(self) -> list[int]:
         """Versions of the checkpoints in the folder."""

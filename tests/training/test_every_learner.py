@@ -10,7 +10,7 @@ import torch
 
 from metadist.config import build_experiment, parse_job
 from metadist.learners import LEARNERS, plain_meta
-from metadist.outer import Experiment, check_strategy, compute_meta_gradient, decode_checkpoint
+from metadist.outer import Experiment, check_strategy, compute_meta_gradient
 
 MODEL = {"kind": "mlp", "hidden": [6], "norm": "support"}
 RUN = {"path": "run", "job": {"tasks": {"kind": "linear"}, "model": MODEL, "learner": {"kind": "maml"}}}
@@ -66,6 +66,33 @@ def test_vectorised_is_what_runs(kind: str) -> None:
     assert (found.strategy, found.reason) == ("vectorized", "the rule")
 
 
+#: what lets a learner show in a second that it learns
+QUICK = {"imaml": {"strength": 0.5}, "reptile": {"inner_optimizer": "sgd", "inner_lr": 0.03, "inner_steps": 10}}
+
+
+# Parts that have learned nothing teach nothing: see tests/distributed/test_trained_parts.py.
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind not in SETTINGS])
+def test_it_learns(make_run: Callable[..., Any], kind: str) -> None:
+    """After a second its query loss on other tasks of its classes is lower than at its start."""
+    made = experiment(
+        kind,
+        steps=60,
+        data={"source": "sklearn:digits", "split": {"train": [0, 1, 2, 3, 4, 5], "valid": None, "test": [6, 7, 8, 9]}},
+        tasks={"kind": "images", "ways": 3, "shots": 2, "query": 3, "batch": 4, "chunk": 4},
+        model={"kind": "mlp", "hidden": [24], "norm": "support"},
+        learner={"kind": kind} | QUICK.get(kind, {}),
+        optimizer={"kind": "sgd", "lr": 1.0} if kind == "reptile" else {"lr": 0.01},
+    )
+    run = make_run(made, validate=None, checkpoint_every=60)
+    run.go()
+    tasks = made.distribution.batch("train", 1, range(100), made.episode, torch.device("cpu"))
+    before, after = (
+        float(compute_meta_gradient(made.learner, meta, tasks, "vectorized").loss)
+        for meta in (made.initial(), run.end().meta)
+    )
+    assert after < 0.9 * before
+
+
 ADAM, AVERAGE = {"kind": "adam", "lr": 0.03}, {"kind": "sgd", "lr": 1.0}
 
 
@@ -87,8 +114,7 @@ def test_task_representations_train_and_resume(
     expected = whole.go()
     assert run.go(stop=lambda: len(run.notes.records) == 4).step == 4
     assert run.go(resume=True).params_sha256 == expected.params_sha256
-    name = whole.folder.checkpoints()[-1]
-    start, end = made.initial().parameters, decode_checkpoint(whole.folder.read(name), name).state.meta.parameters
+    start, end = made.initial().parameters, whole.end().meta.parameters
     own = [name for name in start if name.startswith("gates.") or ".film." in name]
     assert own
     assert not any(torch.equal(start[name], end[name]) for name in own)
@@ -104,7 +130,6 @@ def test_a_group_of_the_optimizer_can_be_the_step_sizes(make_run: Callable[..., 
     run = make_run(experiment("metasgd", optimizer={"lr": 0.01, "groups": [{"match": "step_sizes.*", "lr": lr}]}))
     start = run.experiment.initial().parameters
     run.go()
-    name = run.folder.checkpoints()[-1]
-    end = decode_checkpoint(run.folder.read(name), name).state.meta.parameters
+    end = run.end().meta.parameters
     changed = {name for name in start if not torch.equal(start[name], end[name])}
     assert changed == {name for name in start if moved or not name.startswith("step_sizes.")}
