@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -29,22 +29,30 @@ from metadist.learners import (
     AnilConfig,
     BoilConfig,
     CaviaConfig,
+    Distill,
+    DistillConfig,
     FinetuneConfig,
+    Fusion,
+    FusionConfig,
     HybridConfig,
     HypernetworkConfig,
     ImamlConfig,
     Learner,
+    LearnerSettings,
     MamlConfig,
     MamlPlusPlusConfig,
     MatchingConfig,
     Meta,
     MetaSgdConfig,
     Network,
+    OnTrainedRuns,
     Precision,
     ProtoNetConfig,
     RelationConfig,
     ReptileConfig,
     TaskRelationConfig,
+    TrainedPart,
+    TrainedRun,
     adapting,
     gated,
     learner_class,
@@ -307,6 +315,8 @@ LearnerKind = (
     | HybridConfig
     | HypernetworkConfig
     | FinetuneConfig
+    | DistillConfig
+    | FusionConfig
 )
 
 #: learners without a head, in words
@@ -353,23 +363,35 @@ class Job:
         check_name("name", self.name)
         if not self.storage.strip() or self.storage.endswith("://"):
             raise UserError("storage", self.storage, "a folder or a URI", "For example runs.")
-        kind = learner_class(self.learner.kind)
+        name = self.predictor.kind
+        place = f"{self.predictor_place}.kind"
+        kind = learner_class(name)
         if self.steps and not kind.meta_trains:
             hint = "Give the run to start from as init_from, and set steps: 0."
-            raise UserError("steps", self.steps, f"0 for learner {self.learner.kind}, which has nothing to train", hint)
+            raise UserError("steps", self.steps, f"0 for learner {name}, which has nothing to train", hint)
         embeds, train_ways = kind.embeds, self.tasks.train_ways
         if train_ways not in (None, self.tasks.ways) and not embeds:
             raise UserError(
                 "tasks.train_ways",
                 train_ways,
-                f"tasks.ways = {self.tasks.ways} for learner {self.learner.kind}, whose head has one output a class",
+                f"tasks.ways = {self.tasks.ways} for learner {name}, whose head has one output a class",
                 f"Leave train_ways out; only {HEADLESS} train with other ways than they are tested with.",
             )
         if embeds and self.tasks.loss == "mse":
-            raise UserError("learner.kind", self.learner.kind, "a learner for regression tasks", "Use maml or reptile.")
+            raise UserError(place, name, "a learner for regression tasks", "Use maml or reptile.")
         if embeds and self.tasks.loss != "cross_entropy":
-            expected = f"cross_entropy for learner {self.learner.kind}, which compares classes with each other"
+            expected = f"cross_entropy for learner {name}, which compares classes with each other"
             raise UserError("tasks.loss", self.tasks.loss, expected)
+
+    @property
+    def predictor(self) -> Any:
+        """Settings of the learner that predicts with the job's model: `learner`, or its student."""
+        return self.learner.student if isinstance(self.learner, DistillConfig) else self.learner
+
+    @property
+    def predictor_place(self) -> str:
+        """Where the job says what `predictor` is."""
+        return "learner.student" if isinstance(self.learner, DistillConfig) else "learner"
 
     @property
     def start(self) -> InitFromConfig | None:
@@ -504,7 +526,7 @@ def _parse(kind: Any, content: Any, path: str) -> Any:
     if not isinstance(content, Mapping):
         names = ", ".join(f.name for f in dataclasses.fields(kind))
         raise UserError(path or "job", content, f"a section with keys of {names}")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     values = {}
     for key, value in content.items():
         place = f"{path}.{key}" if path else str(key)
@@ -527,7 +549,9 @@ def _parse(kind: Any, content: Any, path: str) -> Any:
 
 
 def _parse_value(hint: Any, value: Any, place: str) -> Any:
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if hint == LearnerSettings:
+        hint = LearnerKind
+    members = _members(hint)
     if isinstance(value, Mapping) and not dataclasses.is_dataclass(members[0]):  # a section in place of a number
         for section in filter(dataclasses.is_dataclass, members):
             return _parse(section, value, place)
@@ -537,7 +561,7 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
         if hint in _OWN and isinstance(value, Mapping) and "." in str(value.get("kind")):
             return _parse_own(_OWN[hint](str(value["kind"])), value, place)
         return _parse(members[0] if len(members) == 1 else _by_kind(members, value, place), value, place)
-    if typing.get_origin(hint) is list and _is_section(item_hint := typing.get_args(hint)[0]):
+    if typing.get_origin(hint) is list and _has_section(item_hint := typing.get_args(hint)[0]):
         if not isinstance(value, list):
             raise UserError(place, value, "a list")
         return [_parse_value(item_hint, item, f"{place}.{i}") for i, item in enumerate(value)]
@@ -549,8 +573,15 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
 
 
 def _is_section(hint: Any) -> bool:
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return all(map(dataclasses.is_dataclass, members))
+    return all(map(dataclasses.is_dataclass, _members(hint)))
+
+
+def _has_section(hint: Any) -> bool:
+    return any(map(dataclasses.is_dataclass, _members(hint)))
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 #: sections whose kind may be the import path of a class of a user's own, and what gives the dataclass of its settings
@@ -572,7 +603,7 @@ def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
         raise UserError(place, value, f"a section with a kind of {', '.join(kinds)}")
     kind = value.get("kind", next(iter(kinds)))
     if not isinstance(kind, str) or kind not in kinds:
-        what = {"learner": "learner", "model": "module"}.get(place)
+        what = {"learner": "learner", "learner.student": "learner", "model": "module"}.get(place)
         own = f"A {what} of your own is named by its import path: package.Class." if what else ""
         hint = (nearest(kind, kinds) if isinstance(kind, str) else "") or own
         raise UserError(f"{place}.kind", _short(kind), f"one of {', '.join(kinds)}", hint)
@@ -648,6 +679,9 @@ def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
         content["init_from"] = {"sha256": job.start.sha256, "fresh": job.start.fresh}
     if not job.freeze:
         del content["freeze"]
+    if isinstance(job.learner, OnTrainedRuns):
+        runs = {name: replace(run, path="-") for name, run in job.learner.runs.items()}  # a path is placement
+        content["learner"] = dataclasses.asdict(job.learner.with_runs(runs))
     return content | {"threads": job.resources.threads}
 
 
@@ -750,7 +784,13 @@ def build_distribution(job: Job) -> TaskDistribution:
 
 
 def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
-    """The job's learner with its base model."""
+    """The job's learner with its base model, and with the runs that are parts of it."""
+    parts = {name: _build_part(job, distribution, name, run) for name, run in trained_runs(job).items()}
+    if isinstance(job.learner, DistillConfig):
+        student = build_learner(replace(job, learner=job.learner.student), distribution)
+        return Distill(job.learner, student, parts["teacher"])
+    if isinstance(job.learner, FusionConfig):
+        return Fusion(job.learner, list(parts.values()))
     kind = learner_class(job.learner.kind)
     outputs = None if kind.embeds else distribution.outputs(job.tasks.training_episode())
     model = build_model(job, distribution, outputs)
@@ -759,6 +799,85 @@ def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
         network = gated(network, hidden)
     make = cast(Callable[[Any, Network], Learner], kind)  # what a learner is called with is its own affair in Python
     return make(job.learner, network)
+
+
+def trained_runs(job: Job) -> dict[str, TrainedRun]:
+    """The runs that are parts of the job's learner, by the names of the parts."""
+    return job.learner.runs if isinstance(job.learner, OnTrainedRuns) else {}
+
+
+def with_trained_runs(job: Job, runs: Mapping[str, TrainedRun]) -> Job:
+    """The job with these facts about the runs that are parts of its learner."""
+    if isinstance(job.learner, FusionConfig):
+        # It has no model of its own; what is said of the model is true of the first expert's.
+        (name, first), *_ = runs.items()
+        job = replace(job, model=_job_of(first, f"learner.{name}").model)
+    return replace(job, learner=job.learner.with_runs(runs)) if isinstance(job.learner, OnTrainedRuns) else job
+
+
+#: sections of a run's job that say what its tensors mean
+PART_SECTIONS = ("steps", "data", "tasks", "model", "learner")
+
+
+def part_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job that has a run as a part must know of that run's job, whose content this is."""
+    kept = {key: content[key] for key in PART_SECTIONS if key in content}
+    return kept | {"data": {key: kept.get("data", {}).get(key) for key in ("size", "channels")}}
+
+
+def _build_part(job: Job, distribution: TaskDistribution, name: str, run: TrainedRun) -> TrainedPart:
+    """A run's learner as a part of the job's; raises `UserError` where the run's tasks are not like the job's."""
+    place = f"learner.{name}"
+    theirs = _job_of(run, place)
+    for what, here, there in _facts(job, theirs, distribution):
+        if here != there:
+            raise UserError(place, run.path, f"a run of tasks with {what} {here}, as this job's; there: {there}")
+    if isinstance(theirs.model, TorchvisionConfig):
+        theirs = replace(theirs, model=replace(theirs.model, weights=None))  # its tensors bring them
+    return TrainedPart(name, build_learner(replace(theirs, precision=job.precision), distribution))
+
+
+def _job_of(run: TrainedRun, place: str) -> Job:
+    """The job of a run that is a part of another one's learner, which names it at `place`.
+
+    Raises:
+        UserError: it was not read yet, is wrong, or names code.
+    """
+    if run.job is None:
+        hint = "metadist train reads it; other commands take the job.yaml of a run that it has begun."
+        raise UserError(place, run.path, "a run whose job has been read", hint)
+    if own := _imported(run.job):
+        hint = "No run has another one's code imported."
+        raise UserError(place, run.path, f"a run of metadist's own learners and models, its job names {own}", hint)
+    try:
+        return parse_job(run.job)
+    except UserError as error:
+        raise UserError(f"{place}.{error.field}", error.value, error.expected, error.hint) from error
+
+
+def _imported(content: Any) -> str | None:
+    """The first class that a job's content names by its import path."""
+    if isinstance(content, Mapping) and "." in str(content.get("kind")):
+        return str(content["kind"])
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    return next(filter(None, map(_imported, parts)), None)
+
+
+def _facts(job: Job, theirs: Job, distribution: TaskDistribution) -> Iterator[tuple[str, Any, Any]]:
+    """What the tasks of a job and of a run that is a part of it must agree in: what, here, there."""
+    yield "loss", job.tasks.loss, theirs.tasks.loss
+    if theirs.tasks.needs_data:
+        for key in ("size", "channels"):
+            here, there = getattr(job.data, key), getattr(theirs.data, key)
+            yield f"data.{key}", here, there if here and there else here
+        outputs: Any = theirs.tasks.ways
+    else:
+        others = build_distribution(theirs)
+        yield "inputs of shape", list(distribution.input_shape), list(others.input_shape)
+        outputs = others.outputs(theirs.tasks.training_episode())
+    if not learner_class(theirs.predictor.kind).embeds:
+        for episode in (job.tasks.training_episode(), evaluation_episode(job)):
+            yield "a number of outputs of", distribution.outputs(episode), outputs
 
 
 def build_model(job: Job, distribution: TaskDistribution, outputs: int | None) -> BaseModel:
@@ -801,7 +920,9 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
     initial = experiment.initial()
     check_patterns("freeze", job.freeze, initial.parameters | initial.frozen)
     own = {name for name, _ in learner.network.module.named_parameters()}
-    if others := [name for name in initial.frozen if matches(name, job.freeze) and name not in own]:
+    parts = tuple(f"{name}." for name in trained_runs(job))  # never change anyway
+    known = [name for name in initial.frozen if name not in own and not name.startswith(parts)]
+    if others := [name for name in known if matches(name, job.freeze)]:
         hint = f"A rate of 0 keeps them as they start: optimizer.groups: [{{match: {others[0]}, lr: 0}}]."
         expected = f"patterns of the base model's parameters; {', '.join(others[:4])} are the learner's own"
         raise UserError("freeze", job.freeze, expected, hint)
@@ -814,13 +935,13 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
 
 def _check_adapt(job: Job, initial: Meta) -> None:
     """Raise `UserError` where a pattern of `learner.adapt` matches no parameter, or nothing is left to adapt."""
-    patterns: list[str] | None = getattr(job.learner, "adapt", None)
+    patterns: list[str] | None = getattr(job.predictor, "adapt", None)
     if patterns is None:
         return
-    names = [pattern.removeprefix(NOT) for pattern in patterns]
-    check_patterns("learner.adapt", names, initial.parameters | initial.frozen)
+    names, place = [pattern.removeprefix(NOT) for pattern in patterns], f"{job.predictor_place}.adapt"
+    check_patterns(place, names, initial.parameters | initial.frozen)
     if not adapting(initial.parameters, patterns):
-        raise UserError("learner.adapt", patterns, f"patterns of some of {', '.join(initial.parameters)}")
+        raise UserError(place, patterns, f"patterns of some of {', '.join(initial.parameters)}")
 
 
 def evaluation_episode(job: Job) -> Episode:

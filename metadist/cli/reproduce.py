@@ -92,6 +92,8 @@ def _seeds(row: Row, wanted: str | None) -> list[int]:
 def _check(row: Row, overrides: list[str]) -> None:
     """Refuse a job file that is wrong, and settings that would make another job of it."""
     row.job_sha256()
+    for taken in row.taken.values():
+        _check(taken, overrides)
     for path in filter(None, (row.job, row.pretraining)):
         load_job(str(path), overrides)
     content = read_mapping(str(row.job))
@@ -113,8 +115,7 @@ def _reproduce(row: Row, seed: int, queries: list[int], options: _Options) -> st
     if path.exists() and read_summary(path).job_sha256 == row.job_sha256():
         typer.echo(f"· {row.id}, seed {seed}: {path} is there", err=True)
         return None
-    pretrained = _pretrained(row.trained, seed, options)
-    folder = _trained(row.trained, seed, pretrained, options)
+    folder, pretrained = _trained(row.trained, seed, options)
     if row.config.judged is None:
         known = {test.protocol["query"]: test for test in parse_scores(folder.read_json(SCORES), folder.location)}
         figures = folder.read_json("summary.json")["test"]
@@ -144,14 +145,22 @@ def _pretrained(row: Row, seed: int, options: _Options) -> RunFolder | None:
     return run_to_end(job, name, address, pretrain_shown)
 
 
-def _trained(row: Row, seed: int, pretrained: RunFolder | None, options: _Options) -> RunFolder:
-    """The folder of a row's finished run, which is trained, or goes on, if need be."""
+def _trained(row: Row, seed: int, options: _Options) -> tuple[RunFolder, RunFolder | None]:
+    """The folder of a row's finished run, which is trained, or goes on, if need be; and that of its pre-training.
+
+    So are, before it, those that its job takes.
+    """
+    pretrained = _pretrained(row, seed, options)
+    taken = {name: _trained(each, seed, options)[0].location for name, each in row.taken.items()}
     # With the job's sha in its name, a run of a job that was changed since is not taken for one of this.
     name = f"{row.setting}-{row.name}-seed{seed}-{row.job_sha256()[:8]}"
     start = [] if pretrained is None else [f"init_from.path={json.dumps(pretrained.location)}"]
+    for field, rows in row.runs.items():
+        runs = [taken[each.id] for each in rows] if isinstance(rows, tuple) else taken[rows.id]
+        start.append(f"{field}={json.dumps(runs)}")
     job = load_job(str(row.job), [*options.overrides, *start, f"seed={seed}", f"name={name}"])
     typer.echo(f"· {row.id}, seed {seed}: {job.storage}/{name}", err=True)
-    return run_to_end(job, name, options.address)
+    return run_to_end(job, name, options.address), pretrained
 
 
 def _judge(row: Row, folder: RunFolder, query: int, options: _Options) -> dict[str, Any]:

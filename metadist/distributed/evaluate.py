@@ -13,7 +13,7 @@ from metadist.distributed.logs import RunLogs
 from metadist.distributed.run import RunOptions, evaluation_plan, open_run
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
-from metadist.learners import learner_class
+from metadist.learners import FusionConfig, learner_class
 from metadist.outer import StrategyCheck
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
@@ -75,7 +75,8 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
         dispatcher = Dispatcher(pool, job.resources.timeout, display.say)
         (check,) = dispatcher.run_all([CheckWork(plan.split, plan.seed, episode)], published)
         assert isinstance(check, StrategyCheck)
-        result = evaluate(dispatcher, plan, check.strategy, published, with_scratch=True, with_classes=True)
+        beside = experiment.learner.beside()
+        result = evaluate(dispatcher, plan, check.strategy, published, True, True, beside=beside)
     return {
         "run_dir": folder.location,
         "checkpoint": name,
@@ -115,13 +116,15 @@ def _changed(job: Job, request: EvaluationRequest) -> Job:
         if getattr(request, key) is not None:
             content["tasks"][key] = getattr(request, key)
     if request.norm is not None:
+        if isinstance(job.learner, FusionConfig):
+            raise UserError("--norm", request.norm, "none of it: each expert has the normalisation of its own run")
         content["model"]["norm"] = request.norm
     changed = config.parse_job(content)
-    if changed.tasks.ways != job.tasks.ways and not learner_class(job.learner.kind).embeds:
+    if changed.tasks.ways != job.tasks.ways and not learner_class(job.predictor.kind).embeds:
         raise UserError(
             "--ways",
             changed.tasks.ways,
-            f"{job.tasks.ways}, the number of outputs that this {job.learner.kind} was trained with",
+            f"{job.tasks.ways}, the number of outputs that this {job.predictor.kind} was trained with",
             f"Only learners without a head ({config.HEADLESS}) can change it.",
         )
     return changed

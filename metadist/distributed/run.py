@@ -10,8 +10,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from metadist.distributed.blueprint import FaultHook
 from metadist.distributed.logs import RunLogs
 from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
+from metadist.learners import Meta, plain_meta
 from metadist.outer import Experiment, OuterState, decode_checkpoint, start_values
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
 from metadist.tracking import VERSION_TAG, RunEnd, Tracker, open_tracker
 from metadist.training.comparison import SCORES, dump_scores, task_set
+from metadist.training.cost import measure_costs
 from metadist.training.evaluation import EvaluationPlan
 from metadist.training.loop import Observer, TrainPlan, TrainResult, train
-from metadist.training.machine import cpu_name, keep_freed_memory, set_threads
+from metadist.training.machine import cpu_name, keep_freed_memory, pick_device, set_threads
 from metadist.training.recorder import Recorder, scores
 from metadist.training.report import draw_plots, report_page
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
@@ -81,16 +83,15 @@ def train_job(job: Job, display: Observer, options: RunOptions) -> dict[str, Any
     run = options.run if options.run is not None else f"{job.name}-{stamp}-{secrets.token_hex(2)}"
     folder = RunFolder(f"{os.path.expanduser(job.storage).rstrip('/')}/{run}")
     job, start = pinned(config.anchored(job))
+    job, parts = with_parts(job)
     if options.run is not None:
         check_name("--run", run)
         folder.check_free()
         if folder.exists("run.json") and folder.checkpoints():
             return resume_run(folder.location, lambda _: job, display, options)
     prepared = _prepare(job, run, display, options)
-    if job.start is not None:
-        begun = prepared.experiment
-        values = start_values(begun.initial(), start, job.start.fresh, job.start.path)
-        prepared = replace(prepared, experiment=replace(begun, start=values))
+    begun = _begin(prepared.experiment.initial(), job, start, parts)
+    prepared = replace(prepared, experiment=replace(prepared.experiment, start=begun))
     about = {
         "run": run,
         "metadist": metadist.__version__,
@@ -170,6 +171,37 @@ def pinned(job: Job) -> tuple[Job, dict[str, Tensor]]:
         return job, {}
     found = read_start(os.path.expanduser(job.start.path), job.start.sha256)
     return replace(job, init_from=replace(job.start, path=found.path, sha256=found.sha256)), found.tensors
+
+
+def with_parts(job: Job) -> tuple[Job, dict[str, dict[str, Tensor]]]:
+    """The job with what it must know of the runs that are parts of its learner, and their tensors by part."""
+    runs, tensors = {}, {}
+    for name, run in config.trained_runs(job).items():
+        found = read_start(os.path.expanduser(run.path), run.sha256, f"learner.{name}")
+        if not found.folder.exists("job.yaml"):
+            hint = "A file of tensors does not say what they mean."
+            raise UserError(f"learner.{name}", run.path, "a run folder, or one of its checkpoints", hint)
+        content = config.parse_yaml(found.folder.read("job.yaml").decode(), f"{found.folder.location}/job.yaml")
+        runs[name] = replace(run, path=found.path, sha256=found.sha256, job=config.part_of(content))
+        tensors[name] = found.tensors
+    return config.with_trained_runs(job, runs), tensors
+
+
+def _begin(
+    own: Meta, job: Job, start: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The values that a run starts with in the place of its initial ones."""
+    values: dict[str, Tensor] = {}
+    runs = config.trained_runs(job)
+    for name, tensors in parts.items():
+        place = f"{name}."
+        wanted = {key.removeprefix(place): value for key, value in own.frozen.items() if key.startswith(place)}
+        taken = start_values(plain_meta(wanted), tensors, [], runs[name].path, f"learner.{name}")
+        values |= {place + key: value for key, value in taken.items()}
+    if job.start is not None:
+        rest = own._replace(frozen={key: value for key, value in own.frozen.items() if key not in values})
+        values |= start_values(rest, start, job.start.fresh, job.start.path)
+    return values
 
 
 def _prepare(job: Job, run: str, display: Observer, options: RunOptions) -> _Prepared:
@@ -336,14 +368,13 @@ def _summarize(
     if tests:
         assert result.tested is not None
         state = _tested_state(folder, result.tested)
-        drawn = draw_plots(
-            prepared.experiment,
-            state.judged._replace(frozen=prepared.experiment.initial().frozen),
-            recorder.metrics_path,
-            tests,
-            config.evaluation_episode(prepared.job),
-            scratch,
-        )
+        meta = state.judged._replace(frozen=prepared.experiment.initial().frozen)
+        episode = config.evaluation_episode(prepared.job)
+        if prepared.experiment.learner.beside():
+            device = pick_device(prepared.job.resources.gpus_per_worker)
+            costs = measure_costs(prepared.experiment, meta, episode, device)
+            summary["costs"] = {name: asdict(cost) for name, cost in costs.items()}
+        drawn = draw_plots(prepared.experiment, meta, recorder.metrics_path, tests, episode, scratch)
         for path in drawn:
             folder.write(f"plots/{path.name}", path.read_bytes())
             tracker.artifact(str(path), "plots")

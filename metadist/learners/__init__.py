@@ -5,7 +5,9 @@ from metadist.learners.anil import Anil, AnilConfig
 from metadist.learners.base import Learner, Meta, Network, Outcome, Precision, TaskGradient, plain_meta
 from metadist.learners.boil import Boil, BoilConfig
 from metadist.learners.cavia import Cavia, CaviaConfig
+from metadist.learners.distill import Distill, DistillConfig, LearnerSettings
 from metadist.learners.finetune import Finetune, FinetuneConfig
+from metadist.learners.fusion import Fusion, FusionConfig
 from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
 from metadist.learners.hybrid import Hybrid, HybridConfig
@@ -20,6 +22,7 @@ from metadist.learners.protonet import ProtoNet, ProtoNetConfig
 from metadist.learners.relation import RelationConfig, RelationNet
 from metadist.learners.reptile import Reptile, ReptileConfig
 from metadist.learners.task_relation import TaskRelation, TaskRelationConfig
+from metadist.learners.trained import OnTrainedRuns, TrainedPart, TrainedRun
 
 __all__ = [
     "LEARNERS",
@@ -30,8 +33,12 @@ __all__ = [
     "BoilConfig",
     "Cavia",
     "CaviaConfig",
+    "Distill",
+    "DistillConfig",
     "Finetune",
     "FinetuneConfig",
+    "Fusion",
+    "FusionConfig",
     "Hybrid",
     "HybridConfig",
     "Hypernetwork",
@@ -39,6 +46,7 @@ __all__ = [
     "Imaml",
     "ImamlConfig",
     "Learner",
+    "LearnerSettings",
     "Maml",
     "MamlConfig",
     "MamlPlusPlus",
@@ -49,6 +57,7 @@ __all__ = [
     "MetaSgd",
     "MetaSgdConfig",
     "Network",
+    "OnTrainedRuns",
     "Outcome",
     "Precision",
     "ProtoNet",
@@ -60,6 +69,8 @@ __all__ = [
     "TaskGradient",
     "TaskRelation",
     "TaskRelationConfig",
+    "TrainedPart",
+    "TrainedRun",
     "adapting",
     "functional_gradients",
     "gated",

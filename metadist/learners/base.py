@@ -190,6 +190,8 @@ class Learner(ABC):
     embeds = False
     #: Whether the inner steps are taken again in the backward pass instead of being kept (`learners.remat`).
     remat = False
+    #: Adaptation steps that its parts take in a training task, beside its own.
+    part_steps = 0
     #: Patterns of the parameters that each phase of an outer step moves, phase after phase (see `in_phase`).
     phases: tuple[tuple[str, ...], ...] = (("*",),)
     #: Whether `at` gives only a few learners, and the same object for each again, so that each can be captured once.
@@ -218,6 +220,18 @@ class Learner(ABC):
         learner.network = replace(self.network, fixed=self.network.fixed | frozen)
         return learner
 
+    def beside(self) -> dict[str, Learner]:
+        """What a report judges beside it on the same meta-parameters: the parts that it is made of, by name."""
+        return {}
+
+    def networks(self) -> list[Network]:
+        """The networks that its predictions take."""
+        return [self.network]
+
+    def all_networks(self) -> list[Network]:
+        """These, and those of what is beside it."""
+        return [*self.networks(), *(network for part in self.beside().values() for network in part.networks())]
+
     @abstractmethod
     def init(self, generator: Generator) -> Meta:
         """Meta-parameters before any training; every draw comes from `generator`."""
@@ -238,6 +252,10 @@ class Learner(ABC):
     def task_gradient(self, meta: Meta, task: Task) -> TaskGradient:
         """The meta-gradient of one task, for learners whose rule is not the derivative of a loss."""
         raise TypeError(f"{type(self).__name__} has no rule of its own; differentiate task_loss")
+
+    def figures(self, adapted: Any) -> dict[str, Tensor]:
+        """What a report says of an adapted learner beside its score: scalars by name."""
+        return {}
 
     def adapt(self, meta: Meta, support: Examples, steps: int | None = None) -> Any:
         """The learner adapted to a support set (`eval_steps` steps unless told otherwise)."""

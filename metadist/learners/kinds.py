@@ -10,7 +10,9 @@ from metadist.learners.anil import Anil
 from metadist.learners.base import Learner
 from metadist.learners.boil import Boil
 from metadist.learners.cavia import Cavia
+from metadist.learners.distill import Distill
 from metadist.learners.finetune import Finetune
+from metadist.learners.fusion import Fusion
 from metadist.learners.hybrid import Hybrid
 from metadist.learners.hypernetwork import Hypernetwork
 from metadist.learners.imaml import Imaml
@@ -40,6 +42,8 @@ _OURS: tuple[type[Learner], ...] = (
     Hybrid,
     Hypernetwork,
     Finetune,
+    Distill,
+    Fusion,
 )
 #: the project's own, by the `kind` of their settings
 LEARNERS = {learner.config_type.kind: learner for learner in _OURS}

@@ -39,7 +39,7 @@ def pieces(learner: Learner, batch: Task) -> Iterator[Task]:
     """A batch in pieces of one size, the largest that divides it and fits a core's caches."""
     count = batch.query.x.shape[0]
     rows = max(part.x.shape[1] for part in batch)
-    each = rows * getattr(learner.network.module, "activations", 0)
+    each = rows * max(getattr(network.module, "activations", 0) for network in learner.all_networks())
     size = max(size for size in range(1, count + 1) if count % size == 0 and (size == 1 or size * each <= PIECE))
     for first in range(0, count, size):
         yield run_of(batch, slice(first, first + size))

@@ -48,7 +48,9 @@ class Experiment:
 
     def _begin(self, what: str, given: Mapping[str, Tensor]) -> Meta:
         fresh = self.learner.init(torch_generator(what, self.seed))
-        parameters, statistics, frozen = ({n: given.get(n, v) for n, v in group.items()} for group in fresh)
+        parameters, statistics = ({n: given.get(n, v) for n, v in group.items()} for group in fresh[:2])
+        # What a learner itself does not train is a part of it, whatever it starts from.
+        frozen = {name: self.start.get(name, value) for name, value in fresh.frozen.items()}
         still = {name: value for name, value in parameters.items() if matches(name, self.freeze)}
         moving = {name: value for name, value in parameters.items() if name not in still}
         return Meta(moving, statistics, frozen | still)

@@ -23,7 +23,9 @@ def check_patterns(field: str, patterns: Sequence[str], names: Iterable[str]) ->
             raise UserError(f"{field}.{number}", pattern, f"a pattern of {', '.join(names)}")
 
 
-def start_values(own: Meta, other: Mapping[str, Tensor], fresh: Sequence[str], path: str) -> dict[str, Tensor]:
+def start_values(
+    own: Meta, other: Mapping[str, Tensor], fresh: Sequence[str], path: str, field: str = "init_from"
+) -> dict[str, Tensor]:
     """The values that a job takes from the tensors of another run, as tensors of its own.
 
     Both sides must have the same names and shapes, but for the names that match `fresh`.
@@ -32,6 +34,7 @@ def start_values(own: Meta, other: Mapping[str, Tensor], fresh: Sequence[str], p
         own: the job's meta-parameters without any start.
         other: tensors by name, read from `path`.
         fresh: patterns of names that begin afresh here, and whose counterparts there are left alone.
+        field: where the job names `path`.
 
     Raises:
         UserError: they do not fit; names what is missing, of another shape or left over.
@@ -54,6 +57,8 @@ def start_values(own: Meta, other: Mapping[str, Tensor], fresh: Sequence[str], p
     ]
     if wrong:
         hint = "Name what shall begin afresh in init_from.fresh, for example {path: RUN, fresh: ['head.*']}."
-        raise UserError("init_from", path, f"the tensors of this job's model; {'; '.join(wrong)}", hint)
+        if field != "init_from":
+            hint = "Its tasks are not like this job's, or its folder was changed."
+        raise UserError(field, path, f"the tensors of this job's model; {'; '.join(wrong)}", hint)
     # Each an allocation of its own, as everywhere: the place of a tensor in memory can change bits.
     return {name: torch.empty_like(value).copy_(there[name]) for name, value in wanted.items()}

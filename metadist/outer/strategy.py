@@ -48,7 +48,7 @@ def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, s
         return "vectorized", f"all tasks of a chunk at once on {device.type}"
     # The learner, and its operations with it, with the step.
     changes = type(learner).at is not Learner.at and not learner.few_stages
-    if not (learner.remat or changes or learner.train_steps > CAPTURED_STEPS):
+    if not (learner.remat or changes or learner.train_steps + learner.part_steps > CAPTURED_STEPS):
         return "captured", "as many tasks at once as fit a core's caches, by operations that are written down once"
     if not getattr(learner.network.module, "vectorizes", True):
         return (
@@ -72,7 +72,8 @@ def check_strategy(learner: Learner, meta: Meta, batch: Task, rule: Strategy, re
         return StrategyCheck("loop", "loop", 0.0, reason)
     # Buffers of the module go to float64 too, on a copy.
     double = copy.deepcopy(learner)
-    double.network.module.double()
+    for network in double.all_networks():
+        network.module.double()
     meta64 = Meta(*(_double(group) for group in meta))
     batch64 = Task(*(Examples(_double_tensor(part.x), _double_tensor(part.y), part.ways) for part in batch))
     keeps_graphs = copy.copy(double)

@@ -54,6 +54,9 @@ class RowConfig:
     judged: Judged | None = None
     #: file of the table's folder, without its `.yaml`, to pre-train with: the job's `init_from.path` becomes that run
     pretrain: str | None = None
+    #: fields of the job that name runs, by dotted path: the rows above this one whose runs they are, SETTING/ROW or a
+    #: list of them
+    runs: dict[str, str | list[str]] = field(default_factory=dict)
     #: gpu: left out of `--all`
     needs: Literal["cpu", "gpu"] = "cpu"
     #: what the paper reports in this setting
@@ -70,6 +73,8 @@ class RowConfig:
             raise UserError("seeds", self.seeds, "different whole numbers of at least 0, at least one")
         if self.judged is not None and self.pretrain is not None:
             raise UserError("pretrain", self.pretrain, "nothing beside judged", "The row that it judges may have it.")
+        if self.judged is not None and self.runs:
+            raise UserError("runs", self.runs, "nothing beside judged", "The row that it judges may have them.")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class Row:
     Attributes:
         folder: the table's.
         judges: the row whose runs it judges, if it has none of its own.
+        runs: the rows whose runs its job takes, by the fields that name them.
     """
 
     folder: Path
@@ -109,6 +115,7 @@ class Row:
     name: str
     config: RowConfig
     judges: Row | None = None
+    runs: Mapping[str, Row | tuple[Row, ...]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -132,12 +139,18 @@ class Row:
         name = self.trained.config.pretrain
         return None if name is None else self.folder / f"{name}.yaml"
 
+    @property
+    def taken(self) -> dict[str, Row]:
+        """The rows whose runs its job takes, by their ids."""
+        every = (one if isinstance(one, tuple) else (one,) for one in self.trained.runs.values())
+        return {row.id: row for rows in every for row in rows}
+
     def summary(self, seed: int) -> Path:
         """Where the summary of a run is kept."""
         return self.folder / self.setting / self.name / f"seed-{seed}.json"
 
     def job_sha256(self) -> str:
-        """Of what its job file says to compute, and the file of its pre-training, and of how the runs are judged.
+        """Of what its job file says to compute, and those of what it takes, and of how the runs are judged.
 
         Raises:
             UserError: one of the files is missing or wrong.
@@ -146,6 +159,8 @@ class Row:
         content = read_mapping(str(self.job))
         if self.pretraining is not None:
             content |= {"pretraining": pretrain_content_sha256(read_mapping(str(self.pretraining)))}
+        if self.taken:
+            content |= {"runs": {name: row.job_sha256() for name, row in self.taken.items()}}
         if self.config.judged is not None:
             # Its data is named as the data of a job is: the content counts, which is in the protocol.
             content |= {"judged": asdict(replace(self.config.judged, data=None))}
@@ -168,17 +183,30 @@ def read_table(folder: Path) -> list[Setting]:
         UserError: it cannot be read, or something in it is wrong; job files are not looked at.
     """
     content = read_mapping(str(folder / ROWS))
-    table = [_setting(folder, name, value) for name, value in content.items()]
-    trained = {row.id: row for setting in table for row in setting.rows if row.config.judged is None}
+    trained: dict[str, Row] = {}
+    table = [_setting(folder, name, value, trained) for name, value in content.items()]
     return [replace(one, rows=tuple(_judging(row, trained) for row in one.rows)) for one in table]
 
 
-def _setting(folder: Path, name: str, content: Any) -> Setting:
+def _setting(folder: Path, name: str, content: Any, trained: dict[str, Row]) -> Setting:
+    """A setting; `trained` are the rows so far that have a job of their own, and gets those of this one."""
     config = parse_section(SettingConfig, content, name)
     rows = []
     for row, value in config.rows.items():
-        rows.append(Row(folder, name, row, parse_section(RowConfig, value or {}, f"{name}.rows.{row}")))
+        place = f"{name}.rows.{row}"
+        own = parse_section(RowConfig, value or {}, place)
+        runs = {key: _taken(rows_of, trained, f"{place}.runs.{key}") for key, rows_of in own.runs.items()}
+        rows.append(Row(folder, name, row, own, runs=runs))
+        if own.judged is None:
+            trained[rows[-1].id] = rows[-1]
     return Setting(name, config, tuple(rows))
+
+
+def _taken(names: str | list[str], trained: Mapping[str, Row], place: str) -> Row | tuple[Row, ...]:
+    for name in [names] if isinstance(names, str) else names:
+        if name not in trained:
+            raise UserError(place, name, "a row above this one with a job of its own", nearest(name, trained))
+    return trained[names] if isinstance(names, str) else tuple(trained[name] for name in names)
 
 
 def _judging(row: Row, trained: Mapping[str, Row]) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class RunSummary:
         figures: of the final evaluation: precision, recall and F1 for classification.
         tests: scores of single tasks, by the setting's `queries`.
         pretraining: of the pre-training that it started from, if any.
+        beside: size, speed and score of the learner's parts, and size and speed of its own, by name.
+        said: means over the tasks of what adapted learners say of themselves.
     """
 
     row: str
@@ -81,6 +83,8 @@ class RunSummary:
     figures: dict[str, float]
     tests: list[TaskSet]
     pretraining: PretrainingSummary | None = None
+    beside: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    said: dict[str, float] = field(default_factory=dict)
 
     def test(self, query: int) -> TaskSet | None:
         """The scores at so many query examples per class."""
@@ -139,10 +143,12 @@ def summarize(
         train_seconds=summary["train_seconds"],
         compute_seconds=summary["compute_seconds"],
         episode={"ways": episode.ways, "shots": episode.shots, "query": episode.query},
-        inner_steps=getattr(job.learner, "inner_steps", None),
+        inner_steps=getattr(job.predictor, "inner_steps", None),
         figures={name: figures[name] for name in ("precision", "recall", "f1") if figures[name] is not None},
         tests=tests,
         pretraining=None if pretrained is None else _summarize_pretraining(pretrained),
+        beside={name: cost | figures["beside"].get(name, {}) for name, cost in summary.get("costs", {}).items()},
+        said=figures["figures"],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,12 +206,28 @@ def _cost(runs: Sequence[RunSummary]) -> list[str]:
 def _notes(setting: Setting, state: RowState, done: Sequence[RowState]) -> Iterable[str]:
     if state.row.config.note:
         yield state.row.config.note.strip()
+    yield from _beside(state.runs[0])
     if state.outdated:
         yield "**out of date**: the job file has changed since these figures."
     reference = _reference(setting, done, setting.config.queries[0])
     judged = state.judged(setting.config.queries[0])
     if reference is not None and judged is not None and (fields := differing(reference, judged.first)):
         yield f"judged on other tasks than the rows above it, and not to be compared with them: {', '.join(fields)}."
+
+
+def _beside(run: RunSummary) -> Iterable[str]:
+    """A learner that has other runs as parts, beside them: of its first run."""
+    if run.beside:
+        yield "; ".join(f"{name}: {_part_in_words(part)}" for name, part in run.beside.items()) + "."
+    if run.said:
+        yield "means over the test tasks: " + ", ".join(f"{name} {value:.3f}" for name, value in run.said.items()) + "."
+
+
+def _part_in_words(part: Mapping[str, float | None]) -> str:
+    words = f"{part['parameters']:,} parameters, {part['milliseconds']:.1f} ms a task"
+    if part.get("accuracy") is not None:
+        return f"{words}, {100 * (part['accuracy'] or 0.0):.2f} %"
+    return words if part.get("loss") is None else f"{words}, error {part['loss']:.4f}"
 
 
 def _table(heads: Sequence[str], states: Sequence[RowState], cells: Callable[[RowState], list[str]]) -> list[str]:

@@ -7,7 +7,7 @@ them does not depend on who computed what.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,7 +49,9 @@ class EvaluationPlan:
         e = self.episode
         return f"{self.split}-{self.tasks}x{e.ways}w{e.shots}s{e.query}q-seed{self.seed}"
 
-    def works(self, strategy: Strategy, scratch: bool, last_only: bool = False) -> list[EvaluationWork]:
+    def works(
+        self, strategy: Strategy, scratch: bool, last_only: bool = False, part: str | None = None
+    ) -> list[EvaluationWork]:
         """The pieces of work (see `EvaluationWork`)."""
         return [
             EvaluationWork(
@@ -62,6 +64,7 @@ class EvaluationPlan:
                 scratch=scratch,
                 strategy=strategy,
                 last_only=last_only,
+                part=part,
             )
             for first in range(0, self.tasks, self.chunk)
         ]
@@ -84,6 +87,8 @@ class Evaluation:
         confusion: query rows by true way (row) and predicted way (column).
         per_task: correct query rows of each task after the last step; for regression, its loss.
         from_scratch_per_task: the same for the random start.
+        beside: accuracy, ci95 and loss of what is beside the learner (`Learner.beside`) on the same tasks, by name.
+        figures: means over the tasks of what adapted learners say of themselves (`Learner.figures`).
     """
 
     name: str
@@ -106,6 +111,8 @@ class Evaluation:
     confusion: list[list[int]] | None = None
     per_task: list[float] = field(default_factory=list)
     from_scratch_per_task: list[float] | None = None
+    beside: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -126,6 +133,7 @@ def evaluate(
     with_scratch: bool = False,
     with_classes: bool = False,
     last_only: bool = False,
+    beside: Iterable[str] = (),
 ) -> Evaluation:
     """Judge a published version on the plan's tasks, spread over the workers.
 
@@ -133,6 +141,7 @@ def evaluate(
         with_scratch: also judge a random start on the same tasks.
         with_classes: also report precision, recall, F1 and confusion.
         last_only: judge after the last step only, which is cheaper.
+        beside: names of what is beside the learner and also judged on the same tasks.
     """
     scores = _scores(dispatcher, plan.works(strategy, False, last_only), version)
     classifies = bool(scores.predictions.size)
@@ -164,8 +173,18 @@ def evaluate(
         loss=last["loss"],
         per_step=curve,
         per_task=_last(scores, classifies),
+        beside={part: _score(dispatcher, plan.works(strategy, False, True, part), version) for part in beside},
+        figures={name: float(np.mean(values)) for name, values in scores.figures.items()},
         **extra,
     )
+
+
+def _score(dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Ref) -> dict[str, float | None]:
+    """What is beside a learner, judged after its last step."""
+    scores = _scores(dispatcher, works, version)
+    (last,) = _curve(scores, bool(scores.predictions.size))
+    measure = "accuracy" if "accuracy" in last else "loss"
+    return {"accuracy": last.get("accuracy"), "ci95": last[f"{measure}_ci95"], "loss": last["loss"]}
 
 
 def _scores(dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Ref) -> TaskScores:
@@ -178,6 +197,7 @@ def _scores(dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Re
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("losses", "correct", "predictions", "labels")
         ),
+        figures={name: np.concatenate([part.figures[name] for part in parts]) for name in parts[0].figures},
     )
 
 

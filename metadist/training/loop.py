@@ -294,7 +294,8 @@ class _Run:
         tests = {}
         for name, plan in self.plan.tests.items():
             self.observer.say(f"testing version {tested} on {plan.name}")
-            tests[name] = evaluate(self.dispatcher, plan, strategy, version, True, True)
+            beside = self.experiment.learner.beside()
+            tests[name] = evaluate(self.dispatcher, plan, strategy, version, True, True, beside=beside)
         return self._result(outcome, tested=tested, tested_as=self._tested_as(tested), valid=valid, tests=tests)
 
     def _result(self, outcome: str, **tests: Any) -> TrainResult:

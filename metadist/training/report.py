@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from metadist.learners import Meta
 from metadist.outer import Experiment
 from metadist.tasks import Episode, Examples, Task, take
 from metadist.tracking import MetricsFile, plots
+from metadist.training.cost import OWN
 from metadist.training.evaluation import Evaluation
 
 CPU = torch.device("cpu")
@@ -88,7 +90,7 @@ def _regression(experiment: Experiment, meta: Meta, index: int, episode: Episode
     }
 
 
-def report_page(name: str, summary: Mapping[str, object], tests: Mapping[str, Evaluation], drawn: list[Path]) -> str:
+def report_page(name: str, summary: Mapping[str, Any], tests: Mapping[str, Evaluation], drawn: list[Path]) -> str:
     """A short page in Markdown: what was tested, the figures, the pictures."""
     lines = [f"# {name}", ""]
     lines += [f"- {key}: {value}" for key, value in summary.items() if isinstance(value, str | int | float)]
@@ -101,15 +103,36 @@ def report_page(name: str, summary: Mapping[str, object], tests: Mapping[str, Ev
         f"| {test.name} | {test.norm} | {test.steps} | {in_words(test)} | {scratch_in_words(test)} |"
         for test in tests.values()
     ]
+    for test in tests.values():
+        lines += _parts(test, summary.get("costs", {}))
     lines += ["", *(f"![{path.stem}](plots/{path.name})" for path in drawn), ""]
     return "\n".join(lines)
 
 
+def _parts(test: Evaluation, costs: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A learner beside its parts on the same tasks, if it has any: size, speed, score; and what it says of itself."""
+    lines: list[str] = []
+    if test.beside:
+        lines += ["", f"| {test.name} | parameters | ms a task | result |", "| --- | --- | --- | --- |"]
+        own = {"accuracy": test.accuracy, "ci95": test.ci95, "loss": test.loss}
+        for name, score in {OWN: own, **test.beside}.items():
+            cost = costs[name]
+            result = _in_words(score["accuracy"], score["loss"], score["ci95"])
+            lines.append(f"| {name} | {cost['parameters']:,} | {cost['milliseconds']:.2f} | {result} |")
+    if test.figures:
+        lines += ["", f"Means over {test.name}: " + ", ".join(f"{n} {v:.3f}" for n, v in test.figures.items())]
+    return lines
+
+
 def in_words(test: Evaluation) -> str:
     """The main figure with its 95 % interval."""
-    if test.accuracy is None:
-        return f"mean squared error {test.loss:.4f} ± {test.ci95:.4f}"
-    return f"{100 * test.accuracy:.2f} ± {100 * test.ci95:.2f} %"
+    return _in_words(test.accuracy, test.loss, test.ci95)
+
+
+def _in_words(accuracy: float | None, loss: float | None, ci95: float | None) -> str:
+    if accuracy is None:
+        return f"mean squared error {loss:.4f} ± {ci95:.4f}"
+    return f"{100 * accuracy:.2f} ± {100 * (ci95 or 0.0):.2f} %"
 
 
 def scratch_in_words(test: Evaluation) -> str:

@@ -23,24 +23,27 @@ class StartValues:
     Attributes:
         path: the very file they come from.
         sha256: of the tensors.
+        folder: where it lies: a run's, unless the file is another one.
     """
 
     path: str
     sha256: str
     tensors: dict[str, Tensor]
+    folder: RunFolder
 
 
-def read_start(path: str, sha256: str | None = None) -> StartValues:
+def read_start(path: str, sha256: str | None = None, field: str = "init_from") -> StartValues:
     """The meta-parameters of a run as tests judge them, or the tensors of a plain safetensors file.
 
     Args:
         path: run folder (its best version on validation), one of its checkpoints, or any safetensors file.
         sha256: what they must be.
+        field: where a job names them.
 
     Raises:
         UserError: there are none, or others.
     """
-    folder, name = _file(path)
+    folder, name = _file(path, field)
     place = f"{folder.location}/{name}"
     data = folder.read(name)
     tensors = _plain(data, place)
@@ -50,8 +53,8 @@ def read_start(path: str, sha256: str | None = None) -> StartValues:
     found = tensors_sha256(tensors)
     if sha256 not in (None, found):
         hint = "The run or file has changed since; name the one that it was."
-        raise UserError("init_from.sha256", sha256, f"the sha256 of {place}, {found}", hint)
-    return StartValues(place, found, tensors)
+        raise UserError(f"{field}.sha256", sha256, f"the sha256 of {place}, {found}", hint)
+    return StartValues(place, found, tensors, folder)
 
 
 def best_checkpoint(folder: RunFolder) -> str:
@@ -75,11 +78,11 @@ def keep_frozen(folder: RunFolder, frozen: dict[str, Tensor]) -> None:
         folder.write(FROZEN, safetensors.torch.save({name: value.contiguous() for name, value in frozen.items()}))
 
 
-def _file(path: str) -> tuple[RunFolder, str]:
+def _file(path: str, field: str) -> tuple[RunFolder, str]:
     if not path.endswith(".safetensors"):
         folder = RunFolder(path.rstrip("/")).anchored()
         if not folder.exists():
-            raise UserError("init_from.path", path, "a run folder or a safetensors file", "There is nothing there.")
+            raise UserError(f"{field}.path", path, "a run folder or a safetensors file", "There is nothing there.")
         return folder, best_checkpoint(folder)
     above, _, name = path.rpartition("/")
     root, _, last = above.rpartition("/")

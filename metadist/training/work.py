@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -72,6 +72,7 @@ class EvaluationWork:
         steps: adaptation steps.
         scratch: start from random weights instead of the version's.
         last_only: judge after the last step only; otherwise after each of `judged_steps`.
+        part: judge this one of what is beside the learner (`Learner.beside`), as it adapts by itself.
     """
 
     split: Split
@@ -83,6 +84,7 @@ class EvaluationWork:
     scratch: bool
     strategy: Strategy
     last_only: bool = False
+    part: str | None = None
 
 
 def judged_steps(steps: int) -> tuple[int, ...]:
@@ -111,6 +113,7 @@ class TaskScores:
         correct: correctly classified query rows [tasks, judged], int64; zeros for regression.
         predictions: class per query row after the last step [tasks, rows], int64; empty for regression.
         labels: true class per query row [tasks, rows], int64; empty for regression.
+        figures: what else adapted learners say of themselves, by name [tasks].
     """
 
     steps: tuple[int, ...]
@@ -118,6 +121,7 @@ class TaskScores:
     correct: np.ndarray
     predictions: np.ndarray
     labels: np.ndarray
+    figures: dict[str, np.ndarray] = field(default_factory=dict, kw_only=True)
 
 
 Report = ChunkReport | Culprits | StrategyCheck | TaskScores
@@ -133,7 +137,8 @@ class Worker:
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
-        experiment.learner.network.module.to(device)  # its buffers; weights come with each version
+        for network in experiment.learner.all_networks():
+            network.module.to(device)  # its buffers; weights come with each version
         #: never change, so that no version brings them
         self._frozen = {name: value.to(device) for name, value in experiment.initial().frozen.items()}
         self._version: tuple[tuple[int, int, bool], Meta] | None = None
@@ -208,7 +213,7 @@ class Worker:
             meta = Meta(*({n: v.to(self.device) for n, v in group.items()} for group in fresh))
         indices = range(work.first, work.first + work.count)
         batch = self.experiment.distribution.batch(work.split, work.seed, indices, work.episode, self.device)
-        steps, outputs = self._outputs(meta, batch, work)  # [tasks, judged, rows, outputs]
+        steps, outputs, figures = self._outputs(meta, batch, work)  # [tasks, judged, rows, outputs]
         losses = _row_losses(outputs, batch.query.y, self.experiment.distribution.loss).mean(-1)
         correct = torch.zeros(outputs.shape[:2], dtype=torch.int64)
         predictions = labels = torch.zeros((work.count, 0), dtype=torch.int64)
@@ -216,30 +221,39 @@ class Worker:
             chosen = outputs.argmax(-1)
             correct = (chosen == batch.query.y[:, None]).sum(-1)
             predictions, labels = chosen[:, -1], batch.query.y
-        return TaskScores(steps, *(part.cpu().numpy() for part in (losses, correct, predictions, labels)))
+        told = {name: value.double().cpu().numpy() for name, value in figures.items()}
+        scores = (part.cpu().numpy() for part in (losses, correct, predictions, labels))
+        return TaskScores(steps, *scores, figures=told)
 
-    def _outputs(self, meta: Meta, batch: Task, work: EvaluationWork) -> tuple[tuple[int, ...], Tensor]:
-        learner = self.experiment.learner.with_frozen(meta.frozen)
-        wanted = () if work.last_only else judged_steps(work.steps)
+    def _outputs(
+        self, meta: Meta, batch: Task, work: EvaluationWork
+    ) -> tuple[tuple[int, ...], Tensor, dict[str, Tensor]]:
+        learner, last = self.experiment.learner.with_frozen(meta.frozen), work.steps
+        if work.part is not None:
+            learner = learner.beside()[work.part]
+            last = learner.eval_steps
+        wanted = () if work.last_only else judged_steps(last)
         judged: list[int] = []
 
-        def curve(task: Task) -> Tensor:
+        def curve(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
             outputs = {}
-            for step, adapted in enumerate(learner.adaptation(meta, task.support, work.steps)):
+            for step, adapted in enumerate(learner.adaptation(meta, task.support, last)):
                 if step in wanted:
                     outputs[step] = learner.predict(adapted, task.query.x)
             if step not in outputs:
                 outputs[step] = learner.predict(adapted, task.query.x)
             judged[:] = outputs  # the same for every task
-            return torch.stack(list(outputs.values()))
+            return torch.stack(list(outputs.values())), learner.figures(adapted)
 
         with torch.no_grad():
             if work.strategy == "loop" or not getattr(learner.network.module, "vectorizes", True):
-                every = torch.stack([curve(take(batch, index)) for index in range(work.count)])
+                each, said = zip(*(curve(take(batch, index)) for index in range(work.count)), strict=True)
+                every = torch.stack(each)
+                figures = {name: torch.stack([one[name] for one in said]) for name in said[0]}
             else:
                 with functional_gradients():
-                    every = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
-        return tuple(judged), every
+                    every, figures = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
+        return tuple(judged), every, figures
 
 
 def _finite(result: MetaGradient) -> bool:

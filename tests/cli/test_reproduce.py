@@ -194,6 +194,31 @@ tracking: {uri: none}
     assert "trunk.yaml: got 'No such file or directory', expected a job file" in ended.err
 
 
+def test_a_row_that_takes_another_ones_run(metadist: Callable[..., Any], table: Path) -> None:
+    """The teacher is trained first, with the same seed; its job is a part of what the row's figures are of."""
+    (table / "rows.yaml").write_text(ROWS.replace("b: {needs: gpu}", "b: {runs: {learner.teacher: waves/a}}"))
+    learner = "{kind: distill, teacher: runs/a, student: {kind: maml, inner_lr: 0.01}}"
+    job = table / "waves" / "b.yaml"
+    job.write_text(JOB.replace("{kind: maml, inner_lr: 0.01}", learner).replace("hidden: [8]", "hidden: [4]"))
+    ended = metadist("reproduce", "waves/b", "--json")
+    assert ended.code == 0, ended.err
+    (run,) = (Path(made["run_dir"]) for made in ended.result["rows"])
+    (taken,) = Path("runs").glob("waves-a-seed0-*")
+    teacher = load_job(str(run / "job.yaml")).learner.teacher
+    assert Path(teacher.path).parent.parent == taken.resolve()
+    content = json.loads((table / "waves" / "b" / "seed-0.json").read_text())
+    alone = json.loads((taken / "summary.json").read_text())["test"]["loss"]
+    assert content["beside"]["teacher"]["loss"] == alone
+    assert {name: part["parameters"] for name, part in content["beside"].items()} == {"learner": 13, "teacher": 25}
+    page = (table / "RESULTS.md").read_text()
+    assert "learner: 13 parameters, " in page
+    assert f" ms a task, error {alone:.4f}." in page
+    assert states(metadist)["waves/b"]["state"] == "done"
+    before = table / "waves" / "a.yaml"
+    before.write_text(before.read_text().replace("steps: 4", "steps: 5"))
+    assert states(metadist)["waves/b"]["state"] == "out of date, to run: 0"
+
+
 def test_a_row_without_a_job(metadist: Callable[..., Any], table: Path) -> None:
     (table / "waves" / "b.yaml").unlink()
     ended = metadist("reproduce", "waves/b")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,10 @@ from metadist.learners import (
     AnilConfig,
     BoilConfig,
     CaviaConfig,
+    Distill,
+    DistillConfig,
+    Fusion,
+    FusionConfig,
     HybridConfig,
     HypernetworkConfig,
     ImamlConfig,
@@ -25,6 +32,7 @@ from metadist.learners import (
     RelationConfig,
     ReptileConfig,
     TaskRelationConfig,
+    TrainedPart,
     gated,
     learner_class,
 )
@@ -83,13 +91,40 @@ LEARNERS = {
     "fohybrid-2": HybridConfig(inner_steps=2, inner_lr=0.3, first_order=True, generate=["head.*"], **SMALL),
     "task-relation-2": TaskRelationConfig(inner_steps=2, inner_lr=0.3, **SMALL),
     "relation": RelationConfig(width=3, hidden=4, activation="tanh"),
+    "distill-maml-2": DistillConfig(teacher="run", student=MamlConfig(inner_steps=2, inner_lr=0.3), weight=0.7),
+    "distill-maml-remat": DistillConfig(
+        teacher="run", student=MamlConfig(inner_steps=2, inner_lr=0.3, remat=True), weight=1.0
+    ),
+    "distill-mamlpp": DistillConfig(
+        teacher="run", student=MamlPlusPlusConfig(inner_steps=2, inner_lr=0.2, multi_step_loss_steps=5)
+    ),
+    "distill-protonet": DistillConfig(teacher="run", student=ProtoNetConfig(), temperature=3.0),
+    "fusion-3": FusionConfig(experts=["run"] * 3, inner_steps=3, inner_lr=0.5, folds=2),
+    "fusion-agreement": FusionConfig(experts=["run"] * 2, inner_steps=2, folds=3, uniform=0.3, agreement=0.4),
 }
-EMBEDDINGS = [name for name, config in LEARNERS.items() if learner_class(config.kind).embeds]
+#: what teachers and experts are: of a headed student, and of an embedding
+TEACHERS = {False: MamlConfig(inner_steps=1, eval_steps=2, inner_lr=0.2), True: ProtoNetConfig()}
+
+
+def embeds(config: Any) -> bool:
+    return learner_class(getattr(config, "student", config).kind).embeds
+
+
+EMBEDDINGS = [name for name, config in LEARNERS.items() if embeds(config)]
 
 
 def build_learner(name: str, module: BaseModel, loss: str) -> Learner:
     config = LEARNERS[name]
     network = Network(module, "xavier", loss)
+    if isinstance(config, DistillConfig | FusionConfig):
+        known = TEACHERS[embeds(config)]
+        trained = [
+            learner_class(known.kind)(known, replace(network, module=copy.deepcopy(module))) for _ in config.runs
+        ]
+        parts = [TrainedPart(name, learner) for name, learner in zip(config.runs, trained, strict=True)]
+        if isinstance(config, FusionConfig):
+            return Fusion(config, parts)
+        return Distill(config, learner_class(config.student.kind)(config.student, network), *parts)
     return learner_class(config.kind)(config, gated(network, 3) if "gates" in name else network)
 
 
@@ -104,11 +139,14 @@ def random_meta(learner: Learner, seed: int = 0) -> Meta:
     """Initial weights with every value moved, so that no bias is 0 and no norm's weight is 1."""
     generator = torch.Generator().manual_seed(seed)
     start = learner.init(generator)
-    moved = {
-        name: value.double() + 0.2 * torch.randn(value.shape, generator=generator, dtype=F64)
-        for name, value in start.parameters.items()
-    }
-    return Meta(moved, {name: value.double() for name, value in start.statistics.items()}, {})
+    moved, frozen = (
+        {
+            name: value.double() + 0.2 * torch.randn(value.shape, generator=generator, dtype=F64)
+            for name, value in group.items()
+        }
+        for group in (start.parameters, start.frozen)
+    )
+    return Meta(moved, {name: value.double() for name, value in start.statistics.items()}, frozen)
 
 
 def random_tasks(shape: tuple[int, ...], loss: str, seed: int = 1) -> Task:

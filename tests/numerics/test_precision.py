@@ -38,6 +38,10 @@ def lowered(learner: Learner) -> Learner:
     low.network = replace(low.network, precision="bf16")
     if hasattr(low, "relation"):
         low.relation = replace(low.relation, precision="bf16")
+    if hasattr(low, "student"):
+        low.student = lowered(low.student)
+    for expert in getattr(low, "experts", ()):
+        expert.learner = lowered(expert.learner)
     return low
 
 

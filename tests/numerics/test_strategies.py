@@ -144,6 +144,11 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "relation",
         "metasgd-2-film",
         "anil-2-gates",
+        "distill-maml-2",
+        "distill-maml-remat",
+        "distill-mamlpp",
+        "distill-protonet",
+        "fusion-agreement",
     ],
 )
 @pytest.mark.parametrize("pool", [False, True])
@@ -164,6 +169,10 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
         ("foboil-2", "batch", False),
         ("reptile-sgd-batches", "batch", False),
         ("protonet", "batch", True),
+        ("distill-maml-2", "batch", False),
+        ("distill-mamlpp", "support", True),
+        ("distill-protonet", "batch", False),
+        ("fusion-3", "batch", False),
     ],
 )
 def test_what_is_captured_is_the_same(setting: Callable, name: str, norm: str, pool: bool) -> None:

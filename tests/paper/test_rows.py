@@ -39,6 +39,14 @@ def test_what_is_listed(tmp_path: Path) -> None:
     assert waves.rows[0].config.needs == "gpu"
 
 
+def test_rows_whose_runs_a_row_takes(tmp_path: Path) -> None:
+    runs = "runs: {learner.teacher: digits/maml, learner.experts: [digits/plain, digits/maml]}"
+    digits, waves = read_table(listed(tmp_path, LIST.replace("needs: gpu", runs)))
+    plain, maml = digits.rows
+    assert waves.rows[0].runs == {"learner.teacher": maml, "learner.experts": (plain, maml)}
+    assert waves.rows[0].taken == {"digits/maml": maml, "digits/plain": plain}
+
+
 def test_rows_by_name(tmp_path: Path) -> None:
     table = read_table(listed(tmp_path))
     assert [row.id for row in find_rows(table, ["waves", "digits/maml"])] == ["digits/maml", "waves/big"]
@@ -66,6 +74,18 @@ def test_rows_by_name(tmp_path: Path) -> None:
         ("[15, 1]", "[]", "digits.queries: got"),
         ("[plain]", "[plane]", "digits.baselines: got 'plane', .* Did you mean 'plain'?"),
         ("needs: gpu", "judged: {row: digits/maml}, pretrain: all", "waves.rows.big.pretrain: got 'all', .* nothing"),
+        (
+            "needs: gpu",
+            "runs: {learner.teacher: digits/mam}",
+            "big.runs.learner.teacher: .* mean 'digits/maml'?",
+        ),
+        (
+            "needs: gpu",
+            "runs: {learner.teacher: waves/big}",
+            "runs.learner.teacher: got .* row above this",
+        ),
+        ("needs: gpu", "runs: {learner.teacher: 3}", "waves.rows.big.runs: got"),
+        ("needs: gpu", "judged: {row: digits/maml}, runs: {a: digits/maml}", "waves.rows.big.runs: got .* nothing"),
         ("  title: Digits\n", "", "digits: got .*, expected a section with the key title"),
         ("title: Waves", "titel: Waves", "waves.titel: got 'Waves', .* Did you mean 'title'?"),
         ("    plain:\n", "    plain:\n    plain:\n", "plain: got 'twice"),
