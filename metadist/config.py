@@ -38,6 +38,7 @@ from metadist.learners import (
     MamlPlusPlusConfig,
     MatchingConfig,
     Meta,
+    MetaLstmConfig,
     MetaSgdConfig,
     Network,
     Precision,
@@ -297,6 +298,7 @@ LearnerKind = (
     | AnilConfig
     | BoilConfig
     | MetaSgdConfig
+    | MetaLstmConfig
     | ImamlConfig
     | CaviaConfig
     | ReptileConfig

@@ -140,6 +140,7 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "anil-3",
         "foboil-2",
         "metasgd-2",
+        "metalstm-3",
         "matching-scaled",
         "relation",
         "metasgd-2-film",
@@ -163,6 +164,7 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
         ("maml-1", "layer", True),
         ("foboil-2", "batch", False),
         ("reptile-sgd-batches", "batch", False),
+        ("metalstm-3", "batch", True),
         ("protonet", "batch", True),
     ],
 )
