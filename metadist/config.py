@@ -794,21 +794,26 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
         on_non_finite=job.server.on_non_finite,
     )
     episode = job.tasks.training_episode()
-    experiment = Experiment(distribution, learner, rule, episode, job.seed, start or {}, tuple(job.freeze))
+    experiment = Experiment(
+        distribution, learner, rule, episode, job.seed, start or {}, tuple(job.freeze), tuple(job.server.share)
+    )
     if distribution.has("train"):
         distribution.check("train", experiment.episode)
     for split in ("valid", "test"):
         if distribution.has(split):
             distribution.check(split, evaluation_episode(job))
     initial = experiment.initial()
-    check_patterns("freeze", job.freeze, initial.parameters | initial.frozen)
+    everything = initial.parameters | initial.still
+    check_patterns("freeze", job.freeze, everything)
+    check_patterns("server.share", [pattern.removeprefix(NOT) for pattern in job.server.share], everything)
     own = {name for name, _ in learner.network.module.named_parameters()}
     if others := [name for name in initial.frozen if matches(name, job.freeze) and name not in own]:
         hint = f"A rate of 0 keeps them as they start: optimizer.groups: [{{match: {others[0]}, lr: 0}}]."
         expected = f"patterns of the base model's parameters; {', '.join(others[:4])} are the learner's own"
         raise UserError("freeze", job.freeze, expected, hint)
     if not all(rule.moving(initial, phase).parameters for phase in range(len(rule.phases))):
-        raise UserError("freeze", job.freeze, "patterns that leave some parameters to train")
+        place, given = ("server.share", job.server.share) if initial.local else ("freeze", job.freeze)
+        raise UserError(place, given, "patterns that leave some parameters to train")
     check_groups(job.optimizer, list(initial.parameters))
     _check_adapt(job, initial)
     return experiment
@@ -820,9 +825,10 @@ def _check_adapt(job: Job, initial: Meta) -> None:
     if patterns is None:
         return
     names = [pattern.removeprefix(NOT) for pattern in patterns]
-    check_patterns("learner.adapt", names, initial.parameters | initial.frozen)
-    if not adapting(initial.parameters, patterns):
-        raise UserError("learner.adapt", patterns, f"patterns of some of {', '.join(initial.parameters)}")
+    check_patterns("learner.adapt", names, initial.parameters | initial.still)
+    begun = initial.whole.parameters
+    if not adapting(begun, patterns):
+        raise UserError("learner.adapt", patterns, f"patterns of some of {', '.join(begun)}")
 
 
 def evaluation_episode(job: Job) -> Episode:

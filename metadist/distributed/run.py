@@ -249,7 +249,7 @@ def _run(
         # Only now is there anything to write down: a job that cannot start leaves nothing behind.
         held = hold_folder(folder, job, resume)
         if resume is None:
-            keep_frozen(held, prepared.experiment.initial().frozen)
+            keep_frozen(held, prepared.experiment.initial().still)
         logs.keep_in(held)
         tracker.start(run, flat_params(config.job_dict(job)), run_tags(), about.get("mlflow_run_id"), lazy=True)
         tracker.text("job.yaml", config.dump_job(job))
@@ -335,10 +335,10 @@ def _summarize(
         recorder.log(result.step, scores(test, name))
     if tests:
         assert result.tested is not None
-        state = _tested_state(folder, result.tested)
+        judged = _tested_state(folder, result.tested).judged
         drawn = draw_plots(
             prepared.experiment,
-            state.judged._replace(frozen=prepared.experiment.initial().frozen),
+            prepared.experiment.initial()._replace(parameters=judged.parameters, statistics=judged.statistics),
             recorder.metrics_path,
             tests,
             config.evaluation_episode(prepared.job),
