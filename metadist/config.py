@@ -650,6 +650,9 @@ def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
         content["init_from"] = {"sha256": job.start.sha256, "fresh": job.start.fresh}
     if not job.freeze:
         del content["freeze"]
+    for tasks in (content["tasks"], *content["tasks"].get("of", [])):
+        if tasks.get("within", "") is None:  # of tasks that are as they were before there was a choice
+            del tasks["within"]
     return content | {"threads": job.resources.threads}
 
 
@@ -746,7 +749,7 @@ def build_distribution(job: Job) -> TaskDistribution:
                 return MixtureTasks([build(family) for family in tasks.of], tasks.weights or [1.0] * len(tasks.of))
             case ImageTasksConfig():
                 assert store is not None
-                return ImageTasks(store, job.data, tasks.loss)
+                return ImageTasks(store, job.data, tasks.loss, tasks.within)
 
     return build(job.tasks)
 
