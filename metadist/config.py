@@ -43,6 +43,7 @@ from metadist.learners import (
     MamlPlusPlusConfig,
     MatchingConfig,
     Meta,
+    MetaLstmConfig,
     MetaSgdConfig,
     Network,
     OnTrainedRuns,
@@ -305,6 +306,7 @@ LearnerKind = (
     | AnilConfig
     | BoilConfig
     | MetaSgdConfig
+    | MetaLstmConfig
     | ImamlConfig
     | CaviaConfig
     | ReptileConfig
@@ -682,6 +684,16 @@ def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
     if isinstance(job.learner, OnTrainedRuns):
         runs = {name: replace(run, path="-") for name, run in job.learner.runs.items()}  # a path is placement
         content["learner"] = dataclasses.asdict(job.learner.with_runs(runs))
+    # What is as it was before there was a choice is left out: a run that began then goes on.
+    for tasks in (content["tasks"], *content["tasks"].get("of", [])):
+        if tasks.get("within", "") is None:
+            del tasks["within"]
+    server, before = content["server"], ServerConfig()
+    content["server"] = {
+        key: server[key]
+        for key in server
+        if key in ("mode", "statistics_momentum") or server[key] != getattr(before, key)
+    }
     return content | {"threads": job.resources.threads}
 
 
@@ -778,7 +790,7 @@ def build_distribution(job: Job) -> TaskDistribution:
                 return MixtureTasks([build(family) for family in tasks.of], tasks.weights or [1.0] * len(tasks.of))
             case ImageTasksConfig():
                 assert store is not None
-                return ImageTasks(store, job.data, tasks.loss)
+                return ImageTasks(store, job.data, tasks.loss, tasks.within)
 
     return build(job.tasks)
 
@@ -911,14 +923,18 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
         on_non_finite=job.server.on_non_finite,
     )
     episode = job.tasks.training_episode()
-    experiment = Experiment(distribution, learner, rule, episode, job.seed, start or {}, tuple(job.freeze))
+    experiment = Experiment(
+        distribution, learner, rule, episode, job.seed, start or {}, tuple(job.freeze), tuple(job.server.share)
+    )
     if distribution.has("train"):
         distribution.check("train", experiment.episode)
     for split in ("valid", "test"):
         if distribution.has(split):
             distribution.check(split, evaluation_episode(job))
     initial = experiment.initial()
-    check_patterns("freeze", job.freeze, initial.parameters | initial.frozen)
+    everything = initial.parameters | initial.still
+    check_patterns("freeze", job.freeze, everything)
+    check_patterns("server.share", [pattern.removeprefix(NOT) for pattern in job.server.share], everything)
     own = {name for name, _ in learner.network.module.named_parameters()}
     parts = tuple(f"{name}." for name in trained_runs(job))  # never change anyway
     known = [name for name in initial.frozen if name not in own and not name.startswith(parts)]
@@ -927,7 +943,8 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
         expected = f"patterns of the base model's parameters; {', '.join(others[:4])} are the learner's own"
         raise UserError("freeze", job.freeze, expected, hint)
     if not all(rule.moving(initial, phase).parameters for phase in range(len(rule.phases))):
-        raise UserError("freeze", job.freeze, "patterns that leave some parameters to train")
+        place, given = ("server.share", job.server.share) if initial.local else ("freeze", job.freeze)
+        raise UserError(place, given, "patterns that leave some parameters to train")
     check_groups(job.optimizer, list(initial.parameters))
     _check_adapt(job, initial)
     return experiment
@@ -939,9 +956,10 @@ def _check_adapt(job: Job, initial: Meta) -> None:
     if patterns is None:
         return
     names, place = [pattern.removeprefix(NOT) for pattern in patterns], f"{job.predictor_place}.adapt"
-    check_patterns(place, names, initial.parameters | initial.frozen)
-    if not adapting(initial.parameters, patterns):
-        raise UserError(place, patterns, f"patterns of some of {', '.join(initial.parameters)}")
+    check_patterns(place, names, initial.parameters | initial.still)
+    begun = initial.whole.parameters
+    if not adapting(begun, patterns):
+        raise UserError(place, patterns, f"patterns of some of {', '.join(begun)}")
 
 
 def evaluation_episode(job: Job) -> Episode:

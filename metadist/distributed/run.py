@@ -281,7 +281,7 @@ def _run(
         # Only now is there anything to write down: a job that cannot start leaves nothing behind.
         held = hold_folder(folder, job, resume)
         if resume is None:
-            keep_frozen(held, prepared.experiment.initial().frozen)
+            keep_frozen(held, prepared.experiment.initial().still)
         logs.keep_in(held)
         tracker.start(run, flat_params(config.job_dict(job)), run_tags(), about.get("mlflow_run_id"), lazy=True)
         tracker.text("job.yaml", config.dump_job(job))
@@ -367,8 +367,8 @@ def _summarize(
         recorder.log(result.step, scores(test, name))
     if tests:
         assert result.tested is not None
-        state = _tested_state(folder, result.tested)
-        meta = state.judged._replace(frozen=prepared.experiment.initial().frozen)
+        judged = _tested_state(folder, result.tested).judged
+        meta = prepared.experiment.initial()._replace(parameters=judged.parameters, statistics=judged.statistics)
         episode = config.evaluation_episode(prepared.job)
         if prepared.experiment.learner.beside():
             device = pick_device(prepared.job.resources.gpus_per_worker)

@@ -17,6 +17,7 @@ from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
 from metadist.learners.mamlpp import MamlPlusPlus, MamlPlusPlusConfig
 from metadist.learners.matching import MatchingConfig, MatchingNet
+from metadist.learners.metalstm import MetaLstm, MetaLstmConfig
 from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
 from metadist.learners.protonet import ProtoNet, ProtoNetConfig
 from metadist.learners.relation import RelationConfig, RelationNet
@@ -54,6 +55,8 @@ __all__ = [
     "MatchingConfig",
     "MatchingNet",
     "Meta",
+    "MetaLstm",
+    "MetaLstmConfig",
     "MetaSgd",
     "MetaSgdConfig",
     "Network",

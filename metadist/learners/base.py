@@ -52,11 +52,24 @@ class Meta(NamedTuple):
         parameters: get meta-gradients and the outer step.
         statistics: get the mean of what the tasks report, folded in once a step.
         frozen: never change. Those that have names of the network's parameters stand in for them.
+        local: parameters that stay with the task: each task begins with these values and adapts them as it does the
+            others, and they get no meta-gradient.
     """
 
     parameters: Parameters
     statistics: dict[str, Tensor]
     frozen: dict[str, Tensor]
+    local: Parameters = {}  # noqa: RUF012  nobody writes to it
+
+    @property
+    def still(self) -> dict[str, Tensor]:
+        """What no step changes, so that no version brings it."""
+        return self.frozen | self.local
+
+    @property
+    def whole(self) -> Meta:
+        """As a task meets them: with all the parameters that it begins with."""
+        return self._replace(parameters=self.parameters | self.local)
 
 
 class Outcome(NamedTuple):

@@ -114,7 +114,7 @@ class Distill(Learner):
         return learner
 
     def init(self, generator: Generator) -> Meta:
-        parameters, statistics, frozen = self.student.init(generator)
+        parameters, statistics, frozen, _ = self.student.init(generator)
         return Meta(parameters, statistics, frozen | self.teacher.init(generator).frozen)
 
     def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[Any]:

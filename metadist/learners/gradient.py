@@ -44,16 +44,21 @@ def inner_gradient(loss: Callable[[Parameters], Tensor], parameters: Parameters)
     derivative of MAML); detach them for a first-order method. A parameter that the loss does not use
     has a gradient of zeros.
     """
+    return inner_gradient_and_loss(loss, parameters)[0]
+
+
+def inner_gradient_and_loss(loss: Callable[[Parameters], Tensor], parameters: Parameters) -> tuple[Parameters, Tensor]:
+    """The same, with the loss itself."""
     if uses_functional_gradients():
-        gradient: Parameters = torch.func.grad(loss)(parameters)
-        return gradient
+        found: tuple[Parameters, Tensor] = torch.func.grad_and_value(loss)(parameters)
+        return found
     outer = torch.is_grad_enabled() and any(value.requires_grad for value in parameters.values())
     if not outer:
         parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with torch.enable_grad():
         value = loss(parameters)
     values = torch.autograd.grad(value, tuple(parameters.values()), create_graph=outer, materialize_grads=True)
-    return dict(zip(parameters, values, strict=True))
+    return dict(zip(parameters, values, strict=True)), value if outer else value.detach()
 
 
 def hessian_product(loss: Callable[[Parameters], Tensor], parameters: Parameters) -> Callable[[Parameters], Parameters]:

@@ -19,6 +19,7 @@ from metadist.learners.imaml import Imaml
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
 from metadist.learners.matching import MatchingNet
+from metadist.learners.metalstm import MetaLstm
 from metadist.learners.metasgd import MetaSgd
 from metadist.learners.protonet import ProtoNet
 from metadist.learners.relation import RelationNet
@@ -32,6 +33,7 @@ _OURS: tuple[type[Learner], ...] = (
     Anil,
     Boil,
     MetaSgd,
+    MetaLstm,
     Imaml,
     Cavia,
     Reptile,

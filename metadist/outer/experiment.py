@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from metadist.learners import Learner, Meta, matches
+from metadist.learners import Learner, Meta, adapting, matches
 from metadist.outer.server import OuterRule
 from metadist.tasks import Episode, TaskDistribution, generator
 
@@ -28,6 +28,7 @@ class Experiment:
         seed: the job's seed, of which training tasks and initial weights are a function.
         start: values by name that version 0 has in the place of initial weights.
         freeze: patterns of the names of parameters that never change.
+        share: patterns of the names of parameters that are the server's; the others are each task's own.
     """
 
     distribution: TaskDistribution
@@ -37,6 +38,7 @@ class Experiment:
     seed: int
     start: Mapping[str, Tensor] = field(default_factory=dict)
     freeze: tuple[str, ...] = ()
+    share: tuple[str, ...] = ("*",)
 
     def initial(self) -> Meta:
         """The meta-parameters at version 0."""
@@ -53,4 +55,6 @@ class Experiment:
         frozen = {name: self.start.get(name, value) for name, value in fresh.frozen.items()}
         still = {name: value for name, value in parameters.items() if matches(name, self.freeze)}
         moving = {name: value for name, value in parameters.items() if name not in still}
-        return Meta(moving, statistics, frozen | still)
+        shared = adapting(moving, self.share)
+        local = {name: value for name, value in moving.items() if name not in shared}
+        return Meta(shared, statistics, frozen | still, local)

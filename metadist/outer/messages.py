@@ -126,9 +126,11 @@ def to_tensors(arrays: Arrays, device: torch.device | None = None) -> dict[str, 
     return copies
 
 
-def to_meta(published: Published, frozen: dict[str, Tensor], device: torch.device) -> Meta:
-    """A reader's own copy of a published version, on its device."""
-    return Meta(to_tensors(published.parameters, device), to_tensors(published.statistics, device), frozen)
+def to_meta(published: Published, initial: Meta, device: torch.device) -> Meta:
+    """A reader's own copy of a published version, on its device, beside what stays as it is in `initial`."""
+    return initial._replace(
+        parameters=to_tensors(published.parameters, device), statistics=to_tensors(published.statistics, device)
+    )
 
 
 def to_payload(key: ChunkKey, result: MetaGradient) -> Payload:

@@ -85,14 +85,19 @@ def _add(a: TaskGradient, b: TaskGradient) -> TaskGradient:
 def _task_gradient(learner: Learner, meta: Meta, task: Task) -> TaskGradient:
     if learner.own_gradient:
         with torch.no_grad():
-            return learner.task_gradient(meta, task)
-    leaves = {name: value.detach().requires_grad_() for name, value in meta.parameters.items()}
+            return _of_shared(learner.task_gradient(meta.whole, task), meta)
+    leaves = {name: value.detach().requires_grad_() for name, value in meta.whole.parameters.items()}
     outcome = learner.task_loss(meta._replace(parameters=leaves), task)
-    values = torch.autograd.grad(outcome.loss, tuple(leaves.values()), materialize_grads=True)
+    values = torch.autograd.grad(outcome.loss, [leaves[name] for name in meta.parameters], materialize_grads=True)
     statistics = {name: value.detach() for name, value in outcome.statistics.items()}
     return TaskGradient(
-        dict(zip(leaves, values, strict=True)), outcome.loss.detach(), outcome.outputs.detach(), statistics
+        dict(zip(meta.parameters, values, strict=True)), outcome.loss.detach(), outcome.outputs.detach(), statistics
     )
+
+
+def _of_shared(own: TaskGradient, meta: Meta) -> TaskGradient:
+    """A gradient by a learner's own rule without that of the parameters that stay with the task."""
+    return own._replace(gradient={name: own.gradient[name] for name in meta.parameters})
 
 
 def _captured(learner: Learner, meta: Meta, batch: Task) -> TaskGradient:
@@ -113,7 +118,9 @@ def _vectorized(learner: Learner, meta: Meta, batch: Task, folded: bool = False)
     with functional_gradients(folded):
         if learner.own_gradient:
             with torch.no_grad():
-                own = torch.func.vmap(learner.task_gradient, in_dims=(None, TASK_AXES))(meta, batch)
+                own = _of_shared(
+                    torch.func.vmap(learner.task_gradient, in_dims=(None, TASK_AXES))(meta.whole, batch), meta
+                )
             return TaskGradient(
                 {name: value.sum(0) for name, value in own.gradient.items()},
                 own.loss.double().sum(),
@@ -122,7 +129,7 @@ def _vectorized(learner: Learner, meta: Meta, batch: Task, folded: bool = False)
             )
         # The outer derivative is plain autograd over the vectorised losses, whose sum each task's parameters take part
         # in by its own loss only. Where tasks are folded, each has a copy of the parameters from the start.
-        leaves = {name: value.detach() for name, value in meta.parameters.items()}
+        leaves = {name: value.detach() for name, value in meta.whole.parameters.items()}
         if folded:
             leaves = {name: _for_each(value, batch.query.x.shape[0]) for name, value in leaves.items()}
         for value in leaves.values():
@@ -132,10 +139,11 @@ def _vectorized(learner: Learner, meta: Meta, batch: Task, folded: bool = False)
             return learner.task_loss(meta._replace(parameters=parameters), task)
 
         each = torch.func.vmap(loss, in_dims=(0 if folded else None, TASK_AXES))(leaves, batch)
-        values = torch.autograd.grad(each.loss.sum(), tuple(leaves.values()), materialize_grads=True)
+        shared = [leaves[name] for name in meta.parameters]
+        values = torch.autograd.grad(each.loss.sum(), shared, materialize_grads=True)
     if folded:
         values = tuple(value.sum(0).contiguous() for value in values)
-    gradient = dict(zip(leaves, values, strict=True))
+    gradient = dict(zip(meta.parameters, values, strict=True))
     statistics = {name: value.detach().sum(0) for name, value in each.statistics.items()}
     return TaskGradient(gradient, each.loss.detach().double().sum(), each.outputs.detach(), statistics)
 

@@ -29,6 +29,9 @@ class ServerConfig:
 
     #: `sync`: every step waits for all of its chunks
     mode: Literal["sync"] = "sync"
+    #: patterns of the parameters that the server trains and publishes, and after a ! of those that stay with the task
+    #: (`["*", "!head.*"]`): each task begins them as the job does, adapts them like the others, and drops them
+    share: list[str] = field(default_factory=lambda: ["*"])
     #: share of the old value in a statistic's running mean
     statistics_momentum: float = 0.9
     #: what becomes of a step with a meta-gradient that is not finite, also when it is computed again: it is never

@@ -39,7 +39,7 @@ def start_values(
     Raises:
         UserError: they do not fit; names what is missing, of another shape or left over.
     """
-    mine = own.parameters | own.statistics | own.frozen
+    mine = own.parameters | own.statistics | own.still
     check_patterns("init_from.fresh", fresh, {**mine, **other})
     wanted = {name: value for name, value in mine.items() if not matches(name, fresh)}
     there = {name: value for name, value in other.items() if not matches(name, fresh)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -32,6 +33,10 @@ class ImageTasksConfig(ClassTasksConfig):
     """N-way K-shot classification of images: each task has its own classes, numbered anew."""
 
     kind: Literal["images"] = "images"
+    #: `folder`: a task's classes come from one folder of the split, such as an alphabet of Omniglot (their names agree
+    #: up to the last /); how often a folder is drawn goes by its number of classes, and folders with fewer than a
+    #: task's ways are left out. null: from the whole split
+    within: Literal["folder"] | None = None
 
     @property
     def needs_data(self) -> bool:
@@ -62,12 +67,19 @@ class ImageTasks(TaskDistribution):
         store: the images.
         config: splits, rotations, standardisation and augmentation.
         loss: what the query set is judged by.
+        within: where a task's classes come from together.
 
     Raises:
         UserError: the splits do not fit the store, or rotations are asked of images that are not square.
     """
 
-    def __init__(self, store: ClassStore, config: DataConfig, loss: ClassLoss = "cross_entropy") -> None:
+    def __init__(
+        self,
+        store: ClassStore,
+        config: DataConfig,
+        loss: ClassLoss = "cross_entropy",
+        within: Literal["folder"] | None = None,
+    ) -> None:
         self.store, self.config, self.loss = store, config, loss
         channels, height, width = store.shape
         self.input_shape = (channels, height, width)
@@ -82,6 +94,8 @@ class ImageTasks(TaskDistribution):
             if not getattr(config.augment, name) >= 0:
                 raise UserError(f"data.augment.{name}", getattr(config.augment, name), "a number of at least 0")
         self.classes: Mapping[str, tuple[int, ...]] = split_classes(store.classes, config.split)
+        self.within = within
+        self._pools = {split: self._parted(numbers) for split, numbers in self.classes.items()}
         pixel = torch.arange(height * width).reshape(height, width)
         turns = range(4 if height == width else 1)
         self._turned = torch.stack([torch.rot90(pixel, turn).flatten() for turn in turns])
@@ -90,6 +104,19 @@ class ImageTasks(TaskDistribution):
             mean, sd = pixel_statistics(store, self.classes["train"] or range(len(store.classes)))
             self._mean, self._sd = torch.tensor(mean), torch.tensor(sd)
         self._resident: dict[torch.device, Tensor] = {}
+
+    def _parted(self, numbers: Sequence[int]) -> list[Sequence[int]]:
+        """Classes by what they can be in a task with."""
+        if self.within is None:
+            return [numbers]
+        folders: dict[str, list[int]] = {}
+        for number in numbers:
+            folders.setdefault(self.store.classes[number].rpartition("/")[0], []).append(number)
+        return list(folders.values())
+
+    def _large(self, split: Split, ways: int) -> list[Sequence[int]]:
+        """The pools of classes that have enough for a task."""
+        return [pool for pool in self._pools[split] if len(pool) * self.turns(split) >= ways]
 
     def has(self, split: Split) -> bool:
         return bool(self.classes[split])
@@ -100,19 +127,21 @@ class ImageTasks(TaskDistribution):
         return 4 if rotated else 1
 
     def check(self, split: Split, episode: Episode) -> None:
-        classes = len(self.classes[split]) * self.turns(split)
-        if classes < episode.ways:
+        large = self._large(split, episode.ways)
+        if not large:
+            most = max(map(len, self._pools[split]), default=0) * self.turns(split)
+            place = f"the {split} split" if self.within is None else f"the {split} split's largest {self.within}"
             raise UserError(
                 "tasks.ways",
                 episode.ways,
-                f"at most the {classes} classes of the {split} split",
+                f"at most the {most} classes of {place}",
                 f"Lower ways, or give data.split.{split} more classes.",
             )
-        check_examples(self.store, self.classes[split], episode.shots + episode.query, "tasks.shots + query")
+        check_examples(self.store, chain(*large), episode.shots + episode.query, "tasks.shots + query")
 
     def sample(self, split: Split, seed: int, index: int, episode: Episode) -> DrawnImages:
         rng = generator("images", split, seed, index)
-        pool, turns = self.classes[split], self.turns(split)
+        pool, turns = self._pool(split, seed, index, episode.ways), self.turns(split)
         # The labels are the order of the draw, which is random.
         chosen = rng.permutation(len(pool) * turns)[: episode.ways]
         assert len(chosen) == episode.ways, f"{split} has too few classes; check() says so before"
@@ -124,6 +153,15 @@ class ImageTasks(TaskDistribution):
             # A whole permutation, so that the support set does not depend on the number of query examples.
             rows[way] = first + rng.permutation(end - first)[: rows.shape[1]]
         return DrawnImages(rows, chosen % turns, episode.shots, self._augmentation(split, seed, index, rows))
+
+    def _pool(self, split: Split, seed: int, index: int, ways: int) -> Sequence[int]:
+        """What a task draws its classes from: the pool of a class that is drawn among those of all large pools."""
+        if self.within is None:
+            return self.classes[split]
+        large = self._large(split, ways)
+        ends = np.cumsum([len(pool) for pool in large])
+        number = generator("pool", split, seed, index).integers(ends[-1])
+        return large[int(np.searchsorted(ends, number, side="right"))]
 
     def gather(self, drawn: Sequence[DrawnImages], device: torch.device) -> Task:
         shots = drawn[0].shots

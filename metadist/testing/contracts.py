@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from metadist.errors import UserError
+from metadist.learners import plain_meta
 from metadist.outer import (
     ChunkKey,
     ChunkReport,
@@ -78,7 +79,7 @@ def make_payloads(experiment: Experiment, version: int, scale: float = 1.0) -> l
 
 def sha(published: Published) -> str:
     """SHA-256 of a published version."""
-    return meta_sha256(to_meta(published, {}, CPU))
+    return meta_sha256(to_meta(published, plain_meta({}), CPU))
 
 
 def oracle(experiment: Experiment, steps: int) -> OuterState:

@@ -79,7 +79,7 @@ def _regression(experiment: Experiment, meta: Meta, index: int, episode: Episode
     order = task.query.x[:, 0].argsort()
     x = task.query.x[order]
     learner = experiment.learner.with_frozen(meta.frozen)
-    steps = list(learner.adaptation(meta, task.support, learner.eval_steps))
+    steps = list(learner.adaptation(meta.whole, task.support, learner.eval_steps))
     chosen = sorted({0, 1, len(steps) - 1} & set(range(len(steps))))
     return {
         "x_support": task.support.x[:, 0].numpy(),

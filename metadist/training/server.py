@@ -49,7 +49,7 @@ class Server:
         if folder is not None and checkpoint is not None:
             state = self._load(folder, checkpoint)
         else:
-            state = OuterState(0, self._initial._replace(frozen={}), {})
+            state = OuterState(0, self._initial._replace(frozen={}, local={}), {})
         return self.restore(state), state
 
     def restore(self, state: OuterState) -> Published:
@@ -89,7 +89,7 @@ class Server:
 
     @functools.cached_property
     def _frozen_sha256(self) -> str:
-        return tensors_sha256(self._initial.frozen) if self._initial.frozen else ""
+        return tensors_sha256(self._initial.still) if self._initial.still else ""
 
     def _at(self, version: int) -> OuterState:
         (state,) = (state for state in self._states if (state.version, state.phase) == (version, 0))
@@ -112,7 +112,7 @@ class Server:
                 path,
                 f"a version beside frozen parameters of sha256 {read.frozen_sha256 or 'of none'}",
                 f"the ones of this job, {self._frozen_sha256 or 'none'}",
-                "What a run's `freeze` and `init_from` give must stay as it was.",
+                "What a run's `freeze`, `server.share` and `init_from` give must stay as it was.",
             )
         # In the order that the run began with, on which a learner's sums over names may depend.
         parameters = {name: read.state.meta.parameters[name] for name in self._initial.parameters}

@@ -139,8 +139,8 @@ class Worker:
         self.experiment, self.device = experiment, device
         for network in experiment.learner.all_networks():
             network.module.to(device)  # its buffers; weights come with each version
-        #: never change, so that no version brings them
-        self._frozen = {name: value.to(device) for name, value in experiment.initial().frozen.items()}
+        #: what never changes, so that no version brings it
+        self._still = _on(device, experiment.initial()._replace(parameters={}, statistics={}))
         self._version: tuple[tuple[int, int, bool], Meta] | None = None
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
@@ -157,7 +157,7 @@ class Worker:
     def _meta(self, published: Published) -> Meta:
         key = (published.version, published.phase, published.judged)
         if self._version is None or self._version[0] != key:
-            self._version = (key, to_meta(published, self._frozen, self.device))
+            self._version = (key, to_meta(published, self._still, self.device))
         return self._version[1]
 
     def _check(self, work: CheckWork, meta: Meta) -> StrategyCheck:
@@ -209,8 +209,7 @@ class Worker:
 
     def _evaluate(self, work: EvaluationWork, meta: Meta) -> TaskScores:
         if work.scratch:
-            fresh = self.experiment.scratch()
-            meta = Meta(*({n: v.to(self.device) for n, v in group.items()} for group in fresh))
+            meta = _on(self.device, self.experiment.scratch())
         indices = range(work.first, work.first + work.count)
         batch = self.experiment.distribution.batch(work.split, work.seed, indices, work.episode, self.device)
         steps, outputs, figures = self._outputs(meta, batch, work)  # [tasks, judged, rows, outputs]
@@ -237,7 +236,7 @@ class Worker:
 
         def curve(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
             outputs = {}
-            for step, adapted in enumerate(learner.adaptation(meta, task.support, last)):
+            for step, adapted in enumerate(learner.adaptation(meta.whole, task.support, last)):
                 if step in wanted:
                     outputs[step] = learner.predict(adapted, task.query.x)
             if step not in outputs:
@@ -254,6 +253,10 @@ class Worker:
                 with functional_gradients():
                     every, figures = torch.func.vmap(curve, in_dims=(TASK_AXES,))(batch)
         return tuple(judged), every, figures
+
+
+def _on(device: torch.device, meta: Meta) -> Meta:
+    return Meta(*({name: value.to(device) for name, value in group.items()} for group in meta))
 
 
 def _finite(result: MetaGradient) -> bool:

@@ -85,10 +85,13 @@ def parse_written(location: Path) -> Job:
     return open_run(str(location))[1]
 
 
-def test_what_is_frozen_stays_and_is_kept_once(tmp_path: Path, trained: Path) -> None:
+@pytest.mark.parametrize(
+    "part", [{"freeze": FREEZE}, {"server": {"share": ["*", "!layers.*"]}}], ids=["frozen", "local"]
+)
+def test_what_no_step_changes_stays_and_is_kept_once(tmp_path: Path, trained: Path, part: dict[str, Any]) -> None:
     source = Path(shutil.copytree(trained, tmp_path / "source"))
     before = read_start(str(source)).tensors
-    settings: dict[str, Any] = {"init_from": str(source), "freeze": FREEZE}
+    settings: dict[str, Any] = {"init_from": str(source)} | part
     whole = run(tmp_path, "whole", test=True, **settings)
     run(tmp_path, "half", stop_after=2, **settings)
     shutil.rmtree(source)
@@ -130,6 +133,9 @@ def test_another_frozen_part_is_refused(tmp_path: Path, trained: Path) -> None:
             r"freeze: got .* expected patterns of the base model's parameters; step_sizes.* are the learner's own",
         ),
         ({"freeze": ["*"]}, "freeze: got .*, expected patterns that leave some parameters"),
+        ({"server": {"share": ["*", "!neck.*"]}}, r"server.share.1: got 'neck.\*', expected a pattern of head.weight"),
+        ({"server": {"share": []}}, r"server.share: got \[\], expected patterns that leave some parameters"),
+        ({"server": {"share": ["layers.*"]}, "freeze": ["layers.*"]}, "server.share: got .* leave some parameters"),
     ],
 )
 def test_mistakes(tmp_path: Path, trained: Path, changes: dict[str, Any], message: str) -> None:

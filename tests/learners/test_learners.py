@@ -21,6 +21,7 @@ from metadist.learners import (
     MamlConfig,
     MatchingConfig,
     Meta,
+    MetaLstmConfig,
     MetaSgd,
     MetaSgdConfig,
     Network,
@@ -297,8 +298,9 @@ LEARNERS: list[Callable[[], Learner]] = [
     lambda: make(MetaSgdConfig(eval_steps=3)),
     lambda: make(MamlConfig(inner_lr=0.1, eval_steps=3, remat=True)),
     lambda: make(ImamlConfig(inner_lr=0.1, eval_steps=3)),
+    lambda: make(MetaLstmConfig(eval_steps=3)),
 ]
-NAMES = ["maml", "fomaml", "reptile", "anil", "boil", "metasgd", "maml-remat", "imaml"]
+NAMES = ["maml", "fomaml", "reptile", "anil", "boil", "metasgd", "maml-remat", "imaml", "metalstm"]
 
 
 @pytest.mark.usefixtures("gradients")
@@ -412,6 +414,11 @@ def test_learners_without_a_rule_of_their_own_say_so(support: Examples) -> None:
         (MetaSgdConfig, {"inner_lr": []}, "inner_lr"),
         (MetaSgdConfig, {"inner_steps": 0}, "inner_steps"),
         (MetaSgdConfig, {"eval_steps": -1}, "eval_steps"),
+        (MetaLstmConfig, {"hidden": 0}, "hidden"),
+        (MetaLstmConfig, {"inner_lr": 1.0}, "inner_lr"),
+        (MetaLstmConfig, {"keep": 1.0}, "keep"),
+        (MetaLstmConfig, {"inner_steps": 0}, "inner_steps"),
+        (MetaLstmConfig, {"eval_steps": -1}, "eval_steps"),
         (MatchingConfig, {"scale": 0.0}, "scale"),
         (ProtoNetConfig, {"scale": -1.0}, "scale"),
         (ReptileConfig, {"inner_lr": -1.0}, "inner_lr"),

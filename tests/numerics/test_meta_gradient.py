@@ -21,6 +21,7 @@ from metadist.learners import (
     ImamlConfig,
     MamlPlusPlusConfig,
     MatchingConfig,
+    MetaLstmConfig,
     MetaSgdConfig,
     ProtoNetConfig,
     RelationConfig,
@@ -34,6 +35,7 @@ LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "f
 LEARNERS += ["matching", "matching-scaled", "relation"]
 LEARNERS += ["mamlpp-3", "mamlpp-last-loss", "mamlpp-one-rate", "mamlpp-one-norm", "fomamlpp-3"]
 LEARNERS += ["cavia-2", "focavia-2"]
+LEARNERS += ["metalstm-1", "metalstm-3"]
 LEARNERS += ["imaml-dense", "imaml-2", "imaml-0"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 LEARNERS += ["maml-2-film", "fomaml-2-film", "metasgd-2-film", "reptile-film"]
@@ -194,6 +196,8 @@ def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
             )
             context = context - 1.0 * step
         return cost(net(theta | {"context": context}, x, query_x), query_y)
+    if isinstance(config, MetaLstmConfig):
+        return cost(net(lstm_weights(net, config, theta, task), x, query_x), query_y)
     w = {name: value for name, value in theta.items() if not name.startswith("step_sizes.")}
     for _ in range(config.inner_steps):
         step = grad(cost(net(w, x, x), y), w, graph=True)
@@ -215,6 +219,37 @@ def stepwise_loss(net: Net, config: MamlPlusPlusConfig, theta: Weights, task: Ta
         w = {name: value - rates[name] * step[name] for name, value in w.items()}
         losses.append(cost(net(w | scales, x, query_x), query_y))
     return sum(losses) / len(losses) if config.multi_step_loss_steps else losses[-1]
+
+
+def lstm_weights(net: Net, config: MetaLstmConfig, theta: Weights, task: Task) -> Weights:
+    """Weights as cell states, tensor by tensor: what the inner loop measures has no graph."""
+    own = {name.removeprefix("optimizer."): value for name, value in theta.items() if name.startswith("optimizer.")}
+    w = {name: value for name, value in theta.items() if not name.startswith("optimizer.")}
+    from_input, from_state = own["lstm.weight"].split([4, config.hidden], 1)
+    rows = {name: value.numel() for name, value in w.items()}
+    states = {name: [torch.zeros(count, config.hidden, dtype=torch.float64)] * 2 for name, count in rows.items()}
+    gates = {name: [torch.zeros(count, 1, dtype=torch.float64)] * 2 for name, count in rows.items()}
+    for _ in range(config.inner_steps):
+        at = leaves(w)
+        loss = cost(net(at, task.support.x, task.support.x), task.support.y)
+        step = grad(loss, at)
+        for name, value in w.items():
+            cell, slope = value.reshape(-1, 1), step[name].reshape(-1, 1)
+            seen = torch.cat([*two_parts(slope), *two_parts(loss.detach().expand(slope.shape))], 1)
+            states[name] = torch.lstm_cell(seen, states[name], from_input, from_state, own["lstm.bias"], None)
+            gates[name] = [
+                torch.cat([states[name][0], cell, before], 1) @ own[f"{gate}.weight"][:, None] + own[f"{gate}.bias"]
+                for gate, before in zip(("keep", "rate"), gates[name], strict=True)
+            ]
+            gates[name] = [1 / (1 + (-total).exp()) for total in gates[name]]
+            w = w | {name: (gates[name][0] * cell - gates[name][1] * slope).reshape(value.shape)}
+    return w
+
+
+def two_parts(x: Tensor) -> list[Tensor]:
+    """log|x| / 10 and the sign; −1 and x · exp(10) for small ones."""
+    large = x.abs() >= math.exp(-10)
+    return [torch.where(large, x.abs().log() / 10, -1.0), torch.where(large, x.sign(), math.exp(10) * x)]
 
 
 def reptile_weights(net: Net, config: ReptileConfig, theta: Weights, task: Task) -> Weights:

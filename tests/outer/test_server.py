@@ -16,7 +16,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from metadist.errors import UserError
-from metadist.learners import Meta
+from metadist.learners import Meta, plain_meta
 from metadist.outer import (
     ChunkKey,
     OptimizerConfig,
@@ -232,7 +232,7 @@ def test_state_in_state_out(state: OuterState, tensors: Callable, kind: str) -> 
     for value in everything(after).values():
         value.fill_(7)
     assert before == (tensors_sha256(everything(state)), tensors_sha256(to_tensors(gradient)))
-    assert meta_sha256(to_meta(published, {}, CPU)) == meta_sha256(state.meta)
+    assert meta_sha256(to_meta(published, plain_meta({}), CPU)) == meta_sha256(state.meta)
 
 
 def test_own_copy_shares_nothing(state: OuterState) -> None:

@@ -67,7 +67,11 @@ def test_vectorised_is_what_runs(kind: str) -> None:
 
 
 #: what lets a learner show in a second that it learns
-QUICK = {"imaml": {"strength": 0.5}, "reptile": {"inner_optimizer": "sgd", "inner_lr": 0.03, "inner_steps": 10}}
+QUICK = {
+    "imaml": {"strength": 0.5},
+    "metalstm": {"hidden": 4, "inner_steps": 2},
+    "reptile": {"inner_optimizer": "sgd", "inner_lr": 0.03, "inner_steps": 10},
+}
 
 
 # Parts that have learned nothing teach nothing: see tests/distributed/test_trained_parts.py.
