@@ -31,6 +31,7 @@ from metadist.learners import (
     CaviaConfig,
     FinetuneConfig,
     ImamlConfig,
+    InContextConfig,
     Learner,
     MamlConfig,
     MamlPlusPlusConfig,
@@ -300,6 +301,7 @@ LearnerKind = (
     | ProtoNetConfig
     | MatchingConfig
     | RelationConfig
+    | InContextConfig
     | FinetuneConfig
 )
 

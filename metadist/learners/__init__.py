@@ -9,6 +9,7 @@ from metadist.learners.finetune import Finetune, FinetuneConfig
 from metadist.learners.gates import gated
 from metadist.learners.gradient import functional_gradients, inner_gradient
 from metadist.learners.imaml import Imaml, ImamlConfig
+from metadist.learners.incontext import InContext, InContextConfig
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
 from metadist.learners.mamlpp import MamlPlusPlus, MamlPlusPlusConfig
@@ -31,6 +32,8 @@ __all__ = [
     "FinetuneConfig",
     "Imaml",
     "ImamlConfig",
+    "InContext",
+    "InContextConfig",
     "Learner",
     "Maml",
     "MamlConfig",

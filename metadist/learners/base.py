@@ -104,7 +104,9 @@ class Network:
     fixed: Parameters = field(default_factory=dict, compare=False)
     precision: Precision = "fp32"
 
-    def _call(self, module: nn.Module, parameters: Parameters, inputs: tuple[Tensor], options: Any = None) -> Tensor:
+    def _call(
+        self, module: nn.Module, parameters: Parameters, inputs: tuple[Tensor, ...], options: Any = None
+    ) -> Tensor:
         if self.precision == "fp32":
             out: Tensor = torch.func.functional_call(module, parameters, inputs, options)
             return out
@@ -137,7 +139,11 @@ class Network:
 
     def head(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Outputs of the head alone [rows, outputs], from the parameters named `head.…`."""
-        return self._call(self.module.head, self.part(parameters, HEAD), (features,))
+        return self.through("head", parameters, features)
+
+    def through(self, name: str, parameters: Parameters, *inputs: Tensor) -> Tensor:
+        """Outputs of a part of the module called `name`, from the parameters named `name.…`."""
+        return self._call(self.module.get_submodule(name), self.part(parameters, f"{name}."), inputs)
 
     def query(self, parameters: Parameters, support: Examples, x: Tensor, head: bool = True) -> Tensor:
         """Outputs on other inputs `x` [rows, outputs] or features, normalised as the model's `norm` says."""

@@ -12,6 +12,7 @@ from metadist.learners.boil import Boil
 from metadist.learners.cavia import Cavia
 from metadist.learners.finetune import Finetune
 from metadist.learners.imaml import Imaml
+from metadist.learners.incontext import InContext
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
 from metadist.learners.matching import MatchingNet
@@ -33,6 +34,7 @@ _OURS: tuple[type[Learner], ...] = (
     ProtoNet,
     MatchingNet,
     RelationNet,
+    InContext,
     Finetune,
 )
 #: the project's own, by the `kind` of their settings

@@ -12,6 +12,7 @@ from metadist.learners import (
     BoilConfig,
     CaviaConfig,
     ImamlConfig,
+    InContextConfig,
     Learner,
     MamlConfig,
     MamlPlusPlusConfig,
@@ -73,6 +74,9 @@ LEARNERS = {
     "anil-2-gates": AnilConfig(inner_steps=2, inner_lr=0.3),
     "protonet-gates": ProtoNetConfig(),
     "relation": RelationConfig(width=3, hidden=4, activation="tanh"),
+    "incontext": InContextConfig(width=8, heads=2, hidden=4, activation="tanh"),
+    "incontext-dot": InContextConfig(width=6, layers=1, heads=3, hidden=4, activation="tanh", attention="dot"),
+    "incontext-gates": InContextConfig(width=4, layers=1, heads=1, hidden=3, activation="tanh"),
 }
 EMBEDDINGS = [name for name, config in LEARNERS.items() if learner_class(config.kind).embeds]
 

@@ -144,6 +144,7 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "relation",
         "metasgd-2-film",
         "anil-2-gates",
+        "incontext",
     ],
 )
 @pytest.mark.parametrize("pool", [False, True])
@@ -164,6 +165,7 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
         ("foboil-2", "batch", False),
         ("reptile-sgd-batches", "batch", False),
         ("protonet", "batch", True),
+        ("incontext", "batch", True),
     ],
 )
 def test_what_is_captured_is_the_same(setting: Callable, name: str, norm: str, pool: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from metadist.config import build_experiment, parse_job
 from metadist.learners import LEARNERS, plain_meta
@@ -80,16 +81,37 @@ def test_task_representations_train_and_resume(
     expected = whole.go()
     assert run.go(stop=lambda: len(run.notes.records) == 4).step == 4
     assert run.go(resume=True).params_sha256 == expected.params_sha256
-    name = whole.folder.checkpoints()[-1]
-    start, end = made.initial().parameters, decode_checkpoint(whole.folder.read(name), name).state.meta.parameters
+    start, end = made.initial().parameters, last_parameters(whole)
     own = [name for name in start if name.startswith("gates.") or ".film." in name]
     assert own
     assert not any(torch.equal(start[name], end[name]) for name in own)
-    tasks = made.distribution.batch("test", 0, range(40), made.episode, torch.device("cpu"))
-    before, after = (
-        float(compute_meta_gradient(made.learner, plain_meta(at), tasks, "vectorized").loss) for at in (start, end)
-    )
+    before, after = (loss_on_tests(made, at) for at in (start, end))
     assert after < 0.95 * before
+
+
+@pytest.mark.parametrize("tasks", [{"kind": "linear", "shots": 5, "query": 5}, {"kind": "sinusoid", "shots": 10}])
+def test_learning_in_context_is_learned(make_run: Callable[..., Any], tasks: dict) -> None:
+    changes = {
+        "tasks": tasks | {"batch": 8, "chunk": 8},
+        "model": {"kind": "mlp", "hidden": [32]},
+        "learner": {"kind": "incontext", "layers": 1},
+        "optimizer": {"kind": "adam", "lr": 0.01},
+    }
+    made = experiment("incontext", steps=100, **changes)
+    run = make_run(made, validate_every=100)
+    run.go()
+    before, after = (loss_on_tests(made, at) for at in (made.initial().parameters, last_parameters(run)))
+    assert after < 0.6 * before
+
+
+def last_parameters(run: Any) -> dict[str, Tensor]:
+    name = run.folder.checkpoints()[-1]
+    return decode_checkpoint(run.folder.read(name), name).state.meta.parameters
+
+
+def loss_on_tests(made: Experiment, parameters: dict[str, Tensor]) -> float:
+    tasks = made.distribution.batch("test", 0, range(40), made.episode, torch.device("cpu"))
+    return float(compute_meta_gradient(made.learner, plain_meta(parameters), tasks, "vectorized").loss)
 
 
 @pytest.mark.parametrize(("lr", "moved"), [(0.0, False), (0.1, True)])
@@ -97,7 +119,6 @@ def test_a_group_of_the_optimizer_can_be_the_step_sizes(make_run: Callable[..., 
     run = make_run(experiment("metasgd", optimizer={"lr": 0.01, "groups": [{"match": "step_sizes.*", "lr": lr}]}))
     start = run.experiment.initial().parameters
     run.go()
-    name = run.folder.checkpoints()[-1]
-    end = decode_checkpoint(run.folder.read(name), name).state.meta.parameters
+    end = last_parameters(run)
     changed = {name for name in start if not torch.equal(start[name], end[name])}
     assert changed == {name for name in start if moved or not name.startswith("step_sizes.")}
