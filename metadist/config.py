@@ -35,6 +35,7 @@ from metadist.learners import (
     Learner,
     MamlConfig,
     MamlPlusPlusConfig,
+    MannConfig,
     MatchingConfig,
     Meta,
     MetaSgdConfig,
@@ -302,6 +303,7 @@ LearnerKind = (
     | MatchingConfig
     | RelationConfig
     | InContextConfig
+    | MannConfig
     | FinetuneConfig
 )
 
@@ -361,6 +363,12 @@ class Job:
                 f"tasks.ways = {self.tasks.ways} for learner {self.learner.kind}, whose head has one output a class",
                 f"Leave train_ways out; only {HEADLESS} train with other ways than they are tested with.",
             )
+        if 0 in (self.tasks.shots, self.tasks.train_shots):
+            if not kind.sequential:
+                expected = f"at least 1 for learner {self.learner.kind}, which needs a support set"
+                raise UserError("tasks.shots", 0, expected)
+            if (norm := getattr(self.model, "norm", "none")) in ("support", "single"):
+                raise UserError("model.norm", norm, "batch, layer or none where tasks.shots is 0")
         if embeds and self.tasks.loss == "mse":
             raise UserError("learner.kind", self.learner.kind, "a learner for regression tasks", "Use maml or reptile.")
         if embeds and self.tasks.loss != "cross_entropy":

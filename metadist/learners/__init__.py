@@ -13,6 +13,7 @@ from metadist.learners.incontext import InContext, InContextConfig
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
 from metadist.learners.mamlpp import MamlPlusPlus, MamlPlusPlusConfig
+from metadist.learners.mann import Mann, MannConfig
 from metadist.learners.matching import MatchingConfig, MatchingNet
 from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
 from metadist.learners.protonet import ProtoNet, ProtoNetConfig
@@ -39,6 +40,8 @@ __all__ = [
     "MamlConfig",
     "MamlPlusPlus",
     "MamlPlusPlusConfig",
+    "Mann",
+    "MannConfig",
     "MatchingConfig",
     "MatchingNet",
     "Meta",

@@ -194,6 +194,8 @@ class Learner(ABC):
     #: Whether the base model is an embedding, without a head. Such a learner classifies by comparing with the
     #: support set, so that training may have other ways than evaluation.
     embeds = False
+    #: Whether a task may have no support set, its query set being a sequence whose labels are told one step late.
+    sequential = False
     #: Whether the inner steps are taken again in the backward pass instead of being kept (`learners.remat`).
     remat = False
     #: Whether `at` gives only a few learners, and the same object for each again, so that each can be captured once.
@@ -229,9 +231,13 @@ class Learner(ABC):
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         """Outputs [rows, outputs] of an adapted learner for inputs `x` [rows, …]."""
 
+    def answer(self, adapted: Any, query: Examples) -> Tensor:
+        """Outputs [rows, outputs] for a query set as it is judged: the labels of rows tell nothing of themselves."""
+        return self.predict(adapted, query.x)
+
     def task_loss(self, meta: Meta, task: Task) -> Outcome:
         """Adapt as in training and judge on the query set; its loss is what the meta-gradient is the derivative of."""
-        outputs = self.predict(self.adapt(meta, task.support, self.train_steps), task.query.x)
+        outputs = self.answer(self.adapt(meta, task.support, self.train_steps), task.query)
         return Outcome(self.network.cost(outputs, task.query.y), outputs)
 
     def task_gradient(self, meta: Meta, task: Task) -> TaskGradient:

@@ -15,23 +15,17 @@ distribution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from metadist.errors import UserError
-from metadist.learners.base import Learner, Meta, Network, plain_meta
-from metadist.learners.metric import Memory, direction
+from metadist.learners.metric import direction
+from metadist.learners.reading import Reading
 from metadist.models import TransformerConfig
 from metadist.models.base import Activation
 from metadist.models.transformer import Layer, StepNorm
-from metadist.tasks import Examples
-
-#: name of the transformer in the base model
-READER = "reader"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +72,7 @@ class CosineLayer(Layer):
 
 
 class Reader(nn.Module):
-    """What the head sees of queries [queries, features], beside a support set [rows, features], [rows, outputs]."""
+    """See `Reading`."""
 
     def __init__(self, config: InContextConfig, features: int, outputs: int) -> None:
         super().__init__()
@@ -94,35 +88,12 @@ class Reader(nn.Module):
         tokens = torch.cat([self.enter(support) + self.label(y), self.enter(queries)])[None]
         for layer in self.layers:
             tokens = layer(tokens, None, rows)
-        out: Tensor = self.leave(self.final_norm(tokens[:, rows:], None))[0]
+        out: Tensor = self.leave(self.final_norm(tokens, None))[0]
         return out
 
 
-class InContext(Learner):
-    """Classification and regression, any base model whose head is a linear layer.
-
-    Raises:
-        UserError: its head is not.
-    """
+class InContext(Reading):
+    """Classification and regression, any base model whose head is a linear layer."""
 
     config_type = InContextConfig
-
-    def __init__(self, config: InContextConfig, network: Network) -> None:
-        super().__init__(network, eval_steps=0)
-        self.config, head = config, network.module.head
-        if not isinstance(head, nn.Linear):
-            raise UserError("learner.kind", config.kind, "a model whose head is a linear layer", "Or use protonet.")
-        # A part of the base model, so that its parameters are meta-parameters as all others are.
-        network.module.add_module(READER, Reader(config, head.in_features, head.out_features))
-
-    def init(self, generator: Generator) -> Meta:
-        return plain_meta(self.network.fresh(generator))
-
-    def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[Memory]:
-        yield Memory(self.network.support_features(meta.parameters, support), meta.parameters, support)
-
-    def predict(self, adapted: Any, x: Tensor) -> Tensor:
-        embedded, parameters, support = adapted
-        y = adapted.member if support.ways else support.y
-        queries = self.network.query(parameters, support, x, head=False)
-        return self.network.head(parameters, self.network.through(READER, parameters, embedded, y, queries))
+    reader = Reader

@@ -15,6 +15,7 @@ from metadist.learners.imaml import Imaml
 from metadist.learners.incontext import InContext
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
+from metadist.learners.mann import Mann
 from metadist.learners.matching import MatchingNet
 from metadist.learners.metasgd import MetaSgd
 from metadist.learners.protonet import ProtoNet
@@ -35,6 +36,7 @@ _OURS: tuple[type[Learner], ...] = (
     MatchingNet,
     RelationNet,
     InContext,
+    Mann,
     Finetune,
 )
 #: the project's own, by the `kind` of their settings

@@ -41,7 +41,7 @@ def draw_plots(
     if not experiment.distribution.classifies:
         plots.regression_sheet([_regression(experiment, meta, index, episode) for index in indices], sheet)
         drawn.append(sheet)
-    elif len(experiment.distribution.input_shape) == 3:
+    elif len(experiment.distribution.input_shape) == 3 and experiment.episode.shots:
         batch = experiment.distribution.batch("train", experiment.seed, indices, experiment.episode, CPU)
         plots.task_sheet(_images(batch.support), _images(batch.query), sheet)
         drawn.append(sheet)
@@ -109,7 +109,13 @@ def in_words(test: Evaluation) -> str:
     """The main figure with its 95 % interval."""
     if test.accuracy is None:
         return f"mean squared error {test.loss:.4f} ± {test.ci95:.4f}"
-    return f"{100 * test.accuracy:.2f} ± {100 * test.ci95:.2f} %"
+    shown = f"{100 * test.accuracy:.2f} ± {100 * test.ci95:.2f} %"
+    return shown + "".join(f"; sight {sight}: {100 * value:.2f} %" for sight, value in sights(test).items())
+
+
+def sights(test: Evaluation) -> dict[int, float]:
+    """Accuracy at the sights of a class that the paper of MANN shows, of tasks that come as sequences."""
+    return {sight: value for sight, value in enumerate(test.by_sight or [], 1) if sight in (1, 2, 5, 10)}
 
 
 def scratch_in_words(test: Evaluation) -> str:

@@ -196,9 +196,9 @@ class Worker:
             outputs = {}
             for step, adapted in enumerate(learner.adaptation(meta, task.support, work.steps)):
                 if step in wanted:
-                    outputs[step] = learner.predict(adapted, task.query.x)
+                    outputs[step] = learner.answer(adapted, task.query)
             if step not in outputs:
-                outputs[step] = learner.predict(adapted, task.query.x)
+                outputs[step] = learner.answer(adapted, task.query)
             judged[:] = outputs  # the same for every task
             return torch.stack(list(outputs.values()))
 

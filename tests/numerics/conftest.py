@@ -16,6 +16,7 @@ from metadist.learners import (
     Learner,
     MamlConfig,
     MamlPlusPlusConfig,
+    MannConfig,
     MatchingConfig,
     Meta,
     MetaSgdConfig,
@@ -76,6 +77,7 @@ LEARNERS = {
     "relation": RelationConfig(width=3, hidden=4, activation="tanh"),
     "incontext": InContextConfig(width=8, heads=2, hidden=4, activation="tanh"),
     "incontext-dot": InContextConfig(width=6, layers=1, heads=3, hidden=4, activation="tanh", attention="dot"),
+    "mann": MannConfig(width=4, slots=5, slot=3, heads=2),
     "incontext-gates": InContextConfig(width=4, layers=1, heads=1, hidden=3, activation="tanh"),
 }
 EMBEDDINGS = [name for name, config in LEARNERS.items() if learner_class(config.kind).embeds]

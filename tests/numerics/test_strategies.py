@@ -145,6 +145,7 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "metasgd-2-film",
         "anil-2-gates",
         "incontext",
+        "mann",
     ],
 )
 @pytest.mark.parametrize("pool", [False, True])
@@ -166,6 +167,7 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
         ("reptile-sgd-batches", "batch", False),
         ("protonet", "batch", True),
         ("incontext", "batch", True),
+        ("mann", "batch", True),
     ],
 )
 def test_what_is_captured_is_the_same(setting: Callable, name: str, norm: str, pool: bool) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -102,6 +104,23 @@ def test_learning_in_context_is_learned(make_run: Callable[..., Any], tasks: dic
     run.go()
     before, after = (loss_on_tests(made, at) for at in (made.initial().parameters, last_parameters(run)))
     assert after < 0.6 * before
+
+
+def test_sequences_are_learned_and_judged_by_sight(make_run: Callable[..., Any]) -> None:
+    """A class that is seen for the second time is known, one that is seen for the first time is not."""
+    changes = {
+        "data": {"source": "sklearn:digits", "size": 8, "split": {"train": 4, "valid": 3, "test": 3}},
+        "tasks": {"kind": "images", "ways": 3, "shots": 0, "query": 4, "batch": 8, "chunk": 8},
+        "model": {"kind": "mlp", "hidden": [32], "norm": "batch"},
+        "learner": {"kind": "mann", "width": 16, "slots": 16, "slot": 16, "heads": 1},
+        "optimizer": {"kind": "adam", "lr": 0.01},
+    }
+    run = make_run(experiment("mann", steps=40, **changes), validate_every=40)
+    run.plan = replace(run.plan, validate=replace(run.plan.validate, tasks=60))
+    found = run.go().valid
+    assert len(found.by_sight) == 4
+    assert np.mean(found.by_sight) == pytest.approx(found.accuracy)
+    assert min(found.by_sight[1:]) > 0.6 > found.by_sight[0]
 
 
 def last_parameters(run: Any) -> dict[str, Tensor]:
