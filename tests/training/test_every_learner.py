@@ -120,7 +120,7 @@ def test_sequences_are_learned_and_judged_by_sight(make_run: Callable[..., Any])
     found = run.go().valid
     assert len(found.by_sight) == 4
     assert np.mean(found.by_sight) == pytest.approx(found.accuracy)
-    assert min(found.by_sight[1:]) > 0.6 > found.by_sight[0]
+    assert min(found.by_sight[1:]) > 0.5 > found.by_sight[0]
 
 
 def last_parameters(run: Any) -> dict[str, Tensor]:
