@@ -37,10 +37,12 @@ from metadist.learners import (
     HybridConfig,
     HypernetworkConfig,
     ImamlConfig,
+    InContextConfig,
     Learner,
     LearnerSettings,
     MamlConfig,
     MamlPlusPlusConfig,
+    MannConfig,
     MatchingConfig,
     Meta,
     MetaLstmConfig,
@@ -316,6 +318,8 @@ LearnerKind = (
     | TaskRelationConfig
     | HybridConfig
     | HypernetworkConfig
+    | InContextConfig
+    | MannConfig
     | FinetuneConfig
     | DistillConfig
     | FusionConfig
@@ -379,6 +383,12 @@ class Job:
                 f"tasks.ways = {self.tasks.ways} for learner {name}, whose head has one output a class",
                 f"Leave train_ways out; only {HEADLESS} train with other ways than they are tested with.",
             )
+        if 0 in (self.tasks.shots, self.tasks.train_shots):
+            if not kind.sequential or isinstance(self.learner, DistillConfig):
+                expected = f"at least 1 for learner {self.learner.kind}, which needs a support set"
+                raise UserError("tasks.shots", 0, expected)
+            if (norm := getattr(self.model, "norm", "none")) in ("support", "single"):
+                raise UserError("model.norm", norm, "batch, layer or none where tasks.shots is 0")
         if embeds and self.tasks.loss == "mse":
             raise UserError(place, name, "a learner for regression tasks", "Use maml or reptile.")
         if embeds and self.tasks.loss != "cross_entropy":

@@ -31,7 +31,7 @@ def evaluate_command(
     split: SplitName = typer.Option(SplitName.test, help="Classes to draw the tasks from."),
     tasks: int | None = typer.Option(None, min=1, help="Number of tasks (evaluation.test_tasks)."),
     ways: int | None = typer.Option(None, min=1, help="Classes per task."),
-    shots: int | None = typer.Option(None, min=1, help="Support examples per class."),
+    shots: int | None = typer.Option(None, min=0, help="Support examples per class."),
     query: int | None = typer.Option(None, min=1, help="Query examples per class."),
     steps: int | None = typer.Option(None, min=0, help="Adaptation steps (learner.eval_steps)."),
     norm: str | None = typer.Option(None, help="Normalisation (model.norm): batch or single, say."),

@@ -13,9 +13,11 @@ from metadist.learners.gradient import functional_gradients, inner_gradient
 from metadist.learners.hybrid import Hybrid, HybridConfig
 from metadist.learners.hypernetwork import Hypernetwork, HypernetworkConfig
 from metadist.learners.imaml import Imaml, ImamlConfig
+from metadist.learners.incontext import InContext, InContextConfig
 from metadist.learners.kinds import LEARNERS, learner_class
 from metadist.learners.maml import Maml, MamlConfig
 from metadist.learners.mamlpp import MamlPlusPlus, MamlPlusPlusConfig
+from metadist.learners.mann import Mann, MannConfig
 from metadist.learners.matching import MatchingConfig, MatchingNet
 from metadist.learners.metalstm import MetaLstm, MetaLstmConfig
 from metadist.learners.metasgd import MetaSgd, MetaSgdConfig
@@ -46,12 +48,16 @@ __all__ = [
     "HypernetworkConfig",
     "Imaml",
     "ImamlConfig",
+    "InContext",
+    "InContextConfig",
     "Learner",
     "LearnerSettings",
     "Maml",
     "MamlConfig",
     "MamlPlusPlus",
     "MamlPlusPlusConfig",
+    "Mann",
+    "MannConfig",
     "MatchingConfig",
     "MatchingNet",
     "Meta",

@@ -117,7 +117,9 @@ class Network:
     fixed: Parameters = field(default_factory=dict, compare=False)
     precision: Precision = "fp32"
 
-    def _call(self, module: nn.Module, parameters: Parameters, inputs: tuple[Tensor], options: Any = None) -> Tensor:
+    def _call(
+        self, module: nn.Module, parameters: Parameters, inputs: tuple[Tensor, ...], options: Any = None
+    ) -> Tensor:
         if self.precision == "fp32":
             out: Tensor = torch.func.functional_call(module, parameters, inputs, options)
             return out
@@ -150,7 +152,11 @@ class Network:
 
     def head(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Outputs of the head alone [rows, outputs], from the parameters named `head.…`."""
-        return self._call(self.module.head, self.part(parameters, HEAD), (features,))
+        return self.through("head", parameters, features)
+
+    def through(self, name: str, parameters: Parameters, *inputs: Tensor) -> Tensor:
+        """Outputs of a part of the module called `name`, from the parameters named `name.…`."""
+        return self._call(self.module.get_submodule(name), self.part(parameters, f"{name}."), inputs)
 
     def query(self, parameters: Parameters, support: Examples, x: Tensor, head: bool = True) -> Tensor:
         """Outputs on other inputs `x` [rows, outputs] or features, normalised as the model's `norm` says."""
@@ -201,6 +207,8 @@ class Learner(ABC):
     #: Whether the base model is an embedding, without a head. Such a learner classifies by comparing with the
     #: support set, so that training may have other ways than evaluation.
     embeds = False
+    #: Whether a task may have no support set, its query set being a sequence whose labels are told one step late.
+    sequential = False
     #: Whether the inner steps are taken again in the backward pass instead of being kept (`learners.remat`).
     remat = False
     #: Adaptation steps that its parts take in a training task, beside its own.
@@ -257,9 +265,13 @@ class Learner(ABC):
     def predict(self, adapted: Any, x: Tensor) -> Tensor:
         """Outputs [rows, outputs] of an adapted learner for inputs `x` [rows, …]."""
 
+    def answer(self, adapted: Any, query: Examples) -> Tensor:
+        """Outputs [rows, outputs] for a query set as it is judged: the labels of rows tell nothing of themselves."""
+        return self.predict(adapted, query.x)
+
     def task_loss(self, meta: Meta, task: Task) -> Outcome:
         """Adapt as in training and judge on the query set; its loss is what the meta-gradient is the derivative of."""
-        outputs = self.predict(self.adapt(meta, task.support, self.train_steps), task.query.x)
+        outputs = self.answer(self.adapt(meta, task.support, self.train_steps), task.query)
         return Outcome(self.network.cost(outputs, task.query.y), outputs)
 
     def task_gradient(self, meta: Meta, task: Task) -> TaskGradient:

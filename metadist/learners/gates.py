@@ -22,9 +22,6 @@ from metadist.learners.base import Network
 from metadist.learners.gradient import Parameters
 from metadist.tasks import Examples
 
-#: how the names of the gates' parameters begin
-GATES = "gates."
-
 
 class Gates(nn.Module):
     """Factors [features] for a support set's features [rows, features]."""
@@ -56,8 +53,7 @@ class GatedNetwork(Network):
         return self.head(parameters, features) if head else features
 
     def _gates(self, parameters: Parameters, features: Tensor) -> Tensor:
-        own = self.part(parameters, GATES)
-        return self._call(self.module.get_submodule("gates"), own, (features,))
+        return self.through("gates", parameters, features)
 
 
 def gated(network: Network, hidden: int) -> GatedNetwork:

@@ -16,8 +16,10 @@ from metadist.learners.fusion import Fusion
 from metadist.learners.hybrid import Hybrid
 from metadist.learners.hypernetwork import Hypernetwork
 from metadist.learners.imaml import Imaml
+from metadist.learners.incontext import InContext
 from metadist.learners.maml import Maml
 from metadist.learners.mamlpp import MamlPlusPlus
+from metadist.learners.mann import Mann
 from metadist.learners.matching import MatchingNet
 from metadist.learners.metalstm import MetaLstm
 from metadist.learners.metasgd import MetaSgd
@@ -43,6 +45,8 @@ _OURS: tuple[type[Learner], ...] = (
     TaskRelation,
     Hybrid,
     Hypernetwork,
+    InContext,
+    Mann,
     Finetune,
     Distill,
     Fusion,

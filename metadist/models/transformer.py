@@ -45,7 +45,7 @@ class TransformerConfig(ModelConfig):
             if getattr(self, name) < 1:
                 raise UserError(name, getattr(self, name), "a whole number of at least 1")
         if self.width % self.heads:
-            raise UserError("heads", self.heads, f"a divisor of model.width = {self.width}")
+            raise UserError("heads", self.heads, f"a divisor of width = {self.width}")
 
 
 class StepNorm(nn.Module):
@@ -75,18 +75,25 @@ class Layer(nn.Module):
         self.outer = nn.Linear(config.hidden, config.width)
         self.activation = ACTIVATIONS[config.activation]
 
-    def forward(self, x: Tensor, reference: int | None) -> Tensor:
-        x = x + self.attend(self.attention_norm(x, reference))
+    def forward(self, x: Tensor, reference: int | None, seen: int | None = None) -> Tensor:
+        """The same shape; the first `seen` steps are those that are attended to, by all; `None`: every step is."""
+        x = x + self.attend(self.attention_norm(x, reference), seen)
         out: Tensor = x + self.outer(self.activation(self.inner(self.net_norm(x, reference))))
         return out
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Attention of every step to all."""
-        parts = self.query_key_value(x).chunk(3, -1)
-        # [n, heads, steps, width / heads]
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
-        out: Tensor = self.mixed((weights @ value).transpose(1, 2).flatten(2))
+    def attend(self, x: Tensor, seen: int | None) -> Tensor:
+        """Attention of every step to the first `seen`, or to all."""
+        query, key, value = map(self.split, self.query_key_value(x).chunk(3, -1))
+        scores = query @ key[:, :, :seen].mT / math.sqrt(query.shape[-1])
+        return self.mix(scores, value[:, :, :seen])
+
+    def split(self, x: Tensor) -> Tensor:
+        """[n, steps, width] by head [n, heads, steps, width / heads]."""
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def mix(self, scores: Tensor, value: Tensor) -> Tensor:
+        """What each step makes of the values of those that it attends to, by the softmax of their scores."""
+        out: Tensor = self.mixed((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
         return out
 
 

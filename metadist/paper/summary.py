@@ -56,7 +56,8 @@ class RunSummary:
         compute_seconds: processor time of the meta-gradients, of all workers together.
         episode: ways, shots and query of a training task.
         inner_steps: adaptation steps in training; `None` for learners that take none.
-        figures: of the final evaluation: precision, recall and F1 for classification.
+        figures: of the final evaluation: precision, recall and F1 for classification, and for sequences the accuracy at
+            the first, the second, … sight of a class.
         tests: scores of single tasks, by the setting's `queries`.
         pretraining: of the pre-training that it started from, if any.
         beside: size, speed and score of the learner's parts, and size and speed of its own, by name.
@@ -144,7 +145,8 @@ def summarize(
         compute_seconds=summary["compute_seconds"],
         episode={"ways": episode.ways, "shots": episode.shots, "query": episode.query},
         inner_steps=getattr(job.predictor, "inner_steps", None),
-        figures={name: figures[name] for name in ("precision", "recall", "f1") if figures[name] is not None},
+        figures={name: figures[name] for name in ("precision", "recall", "f1") if figures[name] is not None}
+        | {f"sight {sight}": value for sight, value in enumerate(figures.get("by_sight") or [], 1)},
         tests=tests,
         pretraining=None if pretrained is None else _summarize_pretraining(pretrained),
         beside={name: cost | figures["beside"].get(name, {}) for name, cost in summary.get("costs", {}).items()},

@@ -17,6 +17,8 @@ from metadist.training.run_folder import RunFolder
 
 #: the page, in the table's folder
 RESULTS = "RESULTS.md"
+#: figures of the summaries that the page shows, and what it calls them
+FIGURES = {"recall": "recall", "f1": "F1"} | {f"sight {sight}": f"sight {sight}" for sight in (1, 2, 5, 10)}
 
 HEAD = """\
 # Results of the rows
@@ -183,11 +185,11 @@ def _trained(done: Sequence[RowState]) -> list[str]:
         tests, e = run.tests[0], run.episode
         episode = f"{e['ways']}-way {e['shots']}-shot, {e['query']} query" if tests.rows else f"{e['shots']} points"
         inner = "–" if run.inner_steps is None and not tests.steps else f"{run.inner_steps or 0} → {tests.steps}"
-        figures = [_mean([run.figures[name] for run in state.runs if name in run.figures]) for name in ("recall", "f1")]
+        figures = [_mean([run.figures[name] for run in state.runs if name in run.figures]) for name in FIGURES]
         return [episode, inner, tests.norm, *_cost(state.runs), *figures, f"`{run.job_sha256[:12]}`"]
 
     heads = ["training tasks", "inner steps, training → test", "norm", "steps", "tasks", "time", "processor"]
-    return _table(["row", *heads, "recall", "F1", "job"], done, cells)
+    return _table(["row", *heads, *FIGURES.values(), "job"], done, cells)
 
 
 def _cost(runs: Sequence[RunSummary]) -> list[str]:

@@ -84,7 +84,8 @@ class TasksConfig:
 
     #: classes per task
     ways: int = 5
-    #: support examples per class
+    #: support examples per class; 0, of images and for learner mann: the query set comes as a sequence in random order,
+    #: and each label is told after it was asked for
     shots: int = 1
     #: query examples per class in training; `evaluation.query` says how many judge an evaluation
     query: int = 1
@@ -99,20 +100,26 @@ class TasksConfig:
 
     def __post_init__(self) -> None:
         for name in ("ways", "shots", "query", "train_ways", "train_shots", "batch", "chunk"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(name, value, "a whole number of at least 1")
+            value, least = getattr(self, name), 0 if self.sequences and "shots" in name else 1
+            if value is not None and value < least:
+                raise UserError(name, value, f"a whole number of at least {least}")
         if self.chunk > self.batch:
             raise UserError("chunk", self.chunk, f"at most tasks.batch = {self.batch}", "Lower chunk or raise batch.")
 
     def training_episode(self) -> Episode:
         """The size of a training task."""
-        return Episode(self.train_ways or self.ways, self.train_shots or self.shots, self.query)
+        shots = self.shots if self.train_shots is None else self.train_shots
+        return Episode(self.train_ways or self.ways, shots, self.query)
 
     @property
     def loss(self) -> Loss:
         """What the query set is judged by."""
         return "cross_entropy"
+
+    @property
+    def sequences(self) -> bool:
+        """Whether tasks may have no support set, and the query set in an order of its own."""
+        return False
 
     @property
     def needs_data(self) -> bool:

@@ -39,6 +39,10 @@ class ImageTasksConfig(ClassTasksConfig):
     within: Literal["folder"] | None = None
 
     @property
+    def sequences(self) -> bool:
+        return True
+
+    @property
     def needs_data(self) -> bool:
         return True
 
@@ -52,12 +56,16 @@ class Augmentation(NamedTuple):
 
 
 class DrawnImages(NamedTuple):
-    """A task as indices: store rows [ways, shots + query], quarter turns [ways], number of support columns."""
+    """A task as indices: store rows [ways, shots + query], quarter turns [ways], number of support columns.
+
+    Without support columns the query's rows [ways · query] have an order.
+    """
 
     rows: np.ndarray
     turns: np.ndarray
     shots: int
     augmentation: Augmentation | None
+    order: np.ndarray | None = None
 
 
 class ImageTasks(TaskDistribution):
@@ -152,7 +160,8 @@ class ImageTasks(TaskDistribution):
             first, end = offsets[label], offsets[label + 1]
             # A whole permutation, so that the support set does not depend on the number of query examples.
             rows[way] = first + rng.permutation(end - first)[: rows.shape[1]]
-        return DrawnImages(rows, chosen % turns, episode.shots, self._augmentation(split, seed, index, rows))
+        order = None if episode.shots else generator("order", split, seed, index).permutation(rows.size)
+        return DrawnImages(rows, chosen % turns, episode.shots, self._augmentation(split, seed, index, rows), order)
 
     def _pool(self, split: Split, seed: int, index: int, ways: int) -> Sequence[int]:
         """What a task draws its classes from: the pool of a class that is drawn among those of all large pools."""
@@ -179,7 +188,12 @@ class ImageTasks(TaskDistribution):
             x = (x - self._mean.to(device)[:, None, None]) / self._sd.to(device)[:, None, None]
         x = x.transpose(1, 2)  # [tasks, shots + query, ways, …]: rows go shot by shot
         labels = torch.arange(rows.shape[1], device=device)
-        return Task(*(self._examples(part, labels) for part in (x[:, :shots], x[:, shots:])))
+        task = Task(*(self._examples(part, labels) for part in (x[:, :shots], x[:, shots:])))
+        if not (orders := [one.order for one in drawn if one.order is not None]):
+            return task
+        order = torch.from_numpy(np.stack(orders)).to(device)
+        among = torch.arange(len(drawn), device=device)[:, None]
+        return task._replace(query=task.query._replace(x=task.query.x[among, order], y=task.query.y[among, order]))
 
     @staticmethod
     def _examples(x: Tensor, labels: Tensor) -> Examples:

@@ -85,6 +85,7 @@ class Evaluation:
         from_scratch: the same as `accuracy` (`loss` for regression) for a random start on the same tasks.
         precision, recall, f1: macro averages over ways, of all query rows together.
         confusion: query rows by true way (row) and predicted way (column).
+        by_sight: of tasks without a support set, the accuracy when a class is seen for the first, the second, … time.
         per_task: correct query rows of each task after the last step; for regression, its loss.
         from_scratch_per_task: the same for the random start.
         beside: accuracy, ci95 and loss of what is beside the learner (`Learner.beside`) on the same tasks, by name.
@@ -109,6 +110,7 @@ class Evaluation:
     recall: float | None = None
     f1: float | None = None
     confusion: list[list[int]] | None = None
+    by_sight: list[float] | None = None
     per_task: list[float] = field(default_factory=list)
     from_scratch_per_task: list[float] | None = None
     beside: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -160,6 +162,8 @@ def evaluate(
         }
     if with_classes and classifies:
         extra |= _classes(scores, plan.episode.ways)
+    if classifies and not plan.episode.shots:
+        extra["by_sight"] = _by_sight(scores, plan.episode.query)
     return Evaluation(
         name=plan.name,
         tasks=plan.tasks,
@@ -229,6 +233,13 @@ def mean_and_ci95(values: np.ndarray) -> tuple[float, float]:
         return mean, 0.0
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return mean, float(half)
+
+
+def _by_sight(scores: TaskScores, sights: int) -> list[float]:
+    same = scores.labels[:, :, None] == scores.labels[:, None, :]  # [tasks, rows, rows]
+    before = np.tril(same, -1).sum(-1)
+    correct = scores.predictions == scores.labels
+    return [float(correct[before == sight].mean()) for sight in range(sights)]
 
 
 def _classes(scores: TaskScores, ways: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def draw_plots(
     if not experiment.distribution.classifies:
         plots.regression_sheet([_regression(experiment, meta, index, episode) for index in indices], sheet)
         drawn.append(sheet)
-    elif len(experiment.distribution.input_shape) == 3:
+    elif len(experiment.distribution.input_shape) == 3 and experiment.episode.shots:
         batch = experiment.distribution.batch("train", experiment.seed, indices, experiment.episode, CPU)
         plots.task_sheet(_images(batch.support), _images(batch.query), sheet)
         drawn.append(sheet)
@@ -126,7 +126,13 @@ def _parts(test: Evaluation, costs: Mapping[str, Mapping[str, float]]) -> list[s
 
 def in_words(test: Evaluation) -> str:
     """The main figure with its 95 % interval."""
-    return _in_words(test.accuracy, test.loss, test.ci95)
+    shown = _in_words(test.accuracy, test.loss, test.ci95)
+    return shown + "".join(f"; sight {sight}: {100 * value:.2f} %" for sight, value in sights(test).items())
+
+
+def sights(test: Evaluation) -> dict[int, float]:
+    """Accuracy at the sights of a class that the paper of MANN shows, of tasks that come as sequences."""
+    return {sight: value for sight, value in enumerate(test.by_sight or [], 1) if sight in (1, 2, 5, 10)}
 
 
 def _in_words(accuracy: float | None, loss: float | None, ci95: float | None) -> str:

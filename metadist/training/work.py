@@ -238,9 +238,9 @@ class Worker:
             outputs = {}
             for step, adapted in enumerate(learner.adaptation(meta.whole, task.support, last)):
                 if step in wanted:
-                    outputs[step] = learner.predict(adapted, task.query.x)
+                    outputs[step] = learner.answer(adapted, task.query)
             if step not in outputs:
-                outputs[step] = learner.predict(adapted, task.query.x)
+                outputs[step] = learner.answer(adapted, task.query)
             judged[:] = outputs  # the same for every task
             return torch.stack(list(outputs.values())), learner.figures(adapted)
 

@@ -113,7 +113,7 @@ def test_more_dimensions_are_refused(kind: str) -> None:
         (LstmConfig, {"width": 0}, r"^width: got 0"),
         (GruConfig, {"layers": 0}, r"^layers: got 0"),
         (TransformerConfig, {"hidden": 0}, r"^hidden: got 0"),
-        (TransformerConfig, {"width": 6, "heads": 4}, r"^heads: got 4, expected a divisor of model\.width = 6"),
+        (TransformerConfig, {"width": 6, "heads": 4}, r"^heads: got 4, expected a divisor of width = 6"),
     ],
 )
 def test_impossible_settings_are_refused(config: type[ModelConfig], settings: dict[str, int], message: str) -> None:

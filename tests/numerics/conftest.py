@@ -21,9 +21,11 @@ from metadist.learners import (
     HybridConfig,
     HypernetworkConfig,
     ImamlConfig,
+    InContextConfig,
     Learner,
     MamlConfig,
     MamlPlusPlusConfig,
+    MannConfig,
     MatchingConfig,
     Meta,
     MetaLstmConfig,
@@ -104,6 +106,10 @@ LEARNERS = {
     "distill-protonet": DistillConfig(teacher="run", student=ProtoNetConfig(), temperature=3.0),
     "fusion-3": FusionConfig(experts=["run"] * 3, inner_steps=3, inner_lr=0.5, folds=2),
     "fusion-agreement": FusionConfig(experts=["run"] * 2, inner_steps=2, folds=3, uniform=0.3, agreement=0.4),
+    "incontext": InContextConfig(width=8, heads=2, hidden=4, activation="tanh"),
+    "incontext-dot": InContextConfig(width=6, layers=1, heads=3, hidden=4, activation="tanh", attention="dot"),
+    "mann": MannConfig(width=4, slots=5, slot=3, heads=2),
+    "incontext-gates": InContextConfig(width=4, layers=1, heads=1, hidden=3, activation="tanh"),
 }
 #: what teachers and experts are: of a headed student, and of an embedding
 TEACHERS = {False: MamlConfig(inner_steps=1, eval_steps=2, inner_lr=0.2), True: ProtoNetConfig()}

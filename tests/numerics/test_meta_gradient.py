@@ -19,7 +19,9 @@ from metadist.learners import (
     BoilConfig,
     CaviaConfig,
     ImamlConfig,
+    InContextConfig,
     MamlPlusPlusConfig,
+    MannConfig,
     MatchingConfig,
     MetaLstmConfig,
     MetaSgdConfig,
@@ -40,9 +42,11 @@ LEARNERS += ["imaml-dense", "imaml-2", "imaml-0"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 LEARNERS += ["maml-2-film", "fomaml-2-film", "metasgd-2-film", "reptile-film"]
 LEARNERS += ["maml-2-gates", "anil-2-gates", "protonet-gates"]
+LEARNERS += ["incontext", "incontext-dot", "incontext-gates", "mann"]
 #: those whose meta-gradient is the derivative of a loss, with no term left out
 SLOPES = ["maml-1", "maml-3", "maml-3-remat", "anil-3", "boil-2", "metasgd-2", "mamlpp-3", "cavia-2"]
 SLOPES += ["protonet", "matching-scaled", "relation", "maml-2-film", "maml-2-gates"]
+SLOPES += ["incontext-dot", "incontext-gates", "mann"]
 NORMS = ["batch", "support", "layer", "none"]
 KINDS = ["conv", "mlp"]
 TRANSFORMS = ["scale", "shift"]
@@ -177,6 +181,102 @@ def relation_loss(theta: Weights, norm: str, support: Tensor, y: Tensor, embedde
     return ((1 / (1 + (-scores).exp()) - nn.functional.one_hot(query_y, 3)) ** 2).mean()
 
 
+def read_in_context(config: InContextConfig, theta: Weights, support: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+    """Outputs of queries, one at a time, each attending to the support set's tokens one by one."""
+    own = {name.removeprefix("reader."): value for name, value in theta.items() if name.startswith("reader.")}
+    size = config.width // config.heads
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return own[f"{name}.weight"] @ x + own[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean()
+        return centred / ((centred**2).mean() + 1e-5).sqrt() * own[f"{name}.weight"] + own[f"{name}.bias"]
+
+    def parts(at: str, token: Tensor) -> list[Tensor]:
+        """Query, key and value [heads, size]."""
+        seen = norm(f"{at}attention_norm.norm", token)
+        if config.attention == "dot":
+            return list(linear(f"{at}query_key_value", seen).reshape(3, config.heads, size))
+        key, value = linear(f"{at}key_value", seen).reshape(2, config.heads, size)
+        key = torch.stack([k / (k @ k).sqrt() for k in key])
+        return [key * 10 * own[f"{at}scale"][:, None] * size**0.5, key, value]
+
+    def after(at: str, token: Tensor, read: list[Tensor]) -> Tensor:
+        query, mixed = parts(at, token)[0], []
+        for head in range(config.heads):
+            keys, values = zip(
+                *((part[1][head], part[2][head]) for part in (parts(at, one) for one in read)), strict=True
+            )
+            heat = torch.stack([(query[head] @ key / size**0.5).exp() for key in keys])
+            mixed.append(sum(h * value for h, value in zip(heat, values, strict=True)) / heat.sum())
+        token = token + linear(f"{at}mixed", torch.cat(mixed))
+        return token + linear(f"{at}outer", linear(f"{at}inner", norm(f"{at}net_norm.norm", token)).tanh())
+
+    targets = y if y.dim() == 2 else torch.eye(3, dtype=torch.float64)[y]
+    read = [linear("enter", x) + linear("label", target) for x, target in zip(support, targets, strict=True)]
+    asked = [linear("enter", x) for x in queries]
+    for layer in range(config.layers):
+        at = f"layers.{layer}."
+        asked, read = ([after(at, token, read) for token in tokens] for tokens in (asked, read))
+    seen = torch.stack([linear("leave", norm("final_norm.norm", token)) for token in asked])
+    return seen @ theta["head.weight"].T + theta["head.bias"]
+
+
+def read_in_sequence(config: MannConfig, theta: Weights, support: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+    """Outputs of queries, each a last step after the support set; the memory is a list of rows."""
+    own = {name.removeprefix("reader."): value for name, value in theta.items() if name.startswith("reader.")}
+    heads, size, zero = config.heads, config.slot, torch.zeros((), dtype=torch.float64)
+    gate = 1 / (1 + (3 - own["gate"]).exp())
+
+    def unit(v: Tensor) -> Tensor:
+        length = (v @ v).sqrt() if v.any() else zero
+        return v / length.clamp_min(1e-3)
+
+    def after(x: Tensor, label: Tensor, before: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        seen = torch.cat([x, label, before["read"].flatten()])
+        gates = own["controller.from_input.weight"] @ seen + own["controller.from_input.bias"]
+        gates = (gates + own["controller.from_state.weight"] @ before["output"]).reshape(4, config.width)
+        enter, keep, show = (1 / (1 + (-gates[i]).exp()) for i in (0, 1, 3))
+        cell = keep * before["cell"] + enter * gates[2].tanh()
+        output = show * cell.tanh()
+        keys = (own["key.weight"] @ torch.cat([x, output]) + own["key.bias"]).reshape(heads, size)
+        told = (own["told.weight"] @ label).reshape(heads, size)
+        free = sorted(range(config.slots), key=lambda row: float(before["usage"][row].detach()))[:heads]
+        rows, writes = [], []
+        for number, row in enumerate(before["memory"]):
+            write = [
+                gate[h] * before["weights"][h][number] + (1 - gate[h]) * float(free[h] == number) for h in range(heads)
+            ]
+            row = torch.zeros(size, dtype=torch.float64) if number in free else row
+            rows.append(row + sum(write[h] * (before["key"][h] + told[h]) for h in range(heads)))
+            writes.append(sum(write))
+        weights = []
+        for h in range(heads):
+            heat = torch.stack([(10 * own["scale"][h] * (unit(keys[h]) @ unit(row))).exp() for row in rows])
+            weights.append(heat / heat.sum())
+        read = torch.stack([sum(w * row for w, row in zip(weights[h], rows, strict=True)) for h in range(heads)])
+        usage = [config.decay * u + sum(weights[h][i] for h in range(heads)) + writes[i]
+                 for i, u in enumerate(before["usage"])]  # fmt: skip
+        state = {"output": output, "cell": cell, "memory": rows, "weights": weights, "usage": usage, "read": read}
+        state["key"] = torch.stack([unit(key) for key in keys])
+        return state, own["leave.weight"] @ torch.cat([output, read.flatten()]) + own["leave.bias"]
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64)
+
+    state: dict[str, Any] = {"output": zeros(config.width), "cell": zeros(config.width), "usage": zeros(config.slots)}
+    state |= {"memory": zeros(config.slots, size), "weights": zeros(heads, config.slots), "read": zeros(heads, size)}
+    state["key"] = zeros(heads, size)
+    targets = y if y.dim() == 2 else torch.eye(3, dtype=torch.float64)[y]
+    label = torch.zeros_like(targets[0])
+    for x, target in zip(support, targets, strict=True):
+        state, _ = after(x, label, state)
+        label = target
+    seen = torch.stack([after(x, label, state)[1] for x in queries])
+    return seen @ theta["head.weight"].T + theta["head.bias"]
+
+
 def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
     """The outer loss of one task, as a differentiable function of `theta`."""
     (x, y, _), (query_x, query_y, _) = task
@@ -186,6 +286,10 @@ def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
         return attention_loss(config.scale, net(theta, x, x), y, net(theta, x, query_x), query_y)
     if isinstance(config, RelationConfig):
         return relation_loss(theta, net.norm, net(theta, x, x), y, net(theta, x, query_x), query_y)
+    if isinstance(config, InContextConfig | MannConfig):
+        body = {name: value for name, value in theta.items() if not name.startswith("head.")}
+        read = read_in_context if isinstance(config, InContextConfig) else read_in_sequence
+        return cost(read(config, theta, net(body, x, x), y, net(body, x, query_x)), query_y)
     if isinstance(config, MamlPlusPlusConfig):
         return stepwise_loss(net, config, theta, task)
     if isinstance(config, CaviaConfig):
@@ -441,6 +545,7 @@ def test_counts_correct_rows(setting: Callable, strategy: str) -> None:
         "relation",
         "maml-2-film",
         "maml-2-gates",
+        "incontext",
     ],
 )
 def test_strategies_agree_with_max_pooling(setting: Callable, name: str, norm: str, flat_areas: bool) -> None:

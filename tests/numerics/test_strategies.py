@@ -150,6 +150,8 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "distill-mamlpp",
         "distill-protonet",
         "fusion-agreement",
+        "incontext",
+        "mann",
     ],
 )
 @pytest.mark.parametrize("pool", [False, True])
@@ -175,6 +177,8 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
         ("distill-mamlpp", "support", True),
         ("distill-protonet", "batch", False),
         ("fusion-3", "batch", False),
+        ("incontext", "batch", True),
+        ("mann", "batch", True),
     ],
 )
 def test_what_is_captured_is_the_same(setting: Callable, name: str, norm: str, pool: bool) -> None:

@@ -69,6 +69,20 @@ def test_every_class_and_image_comes_in_every_place(store: ClassStore, images: C
     assert all(abs(count - 400 / 6) < 5 * 7.5 for count in by_way.values())
 
 
+def test_without_a_support_set_the_query_comes_in_an_order_of_its_address(images: Callable) -> None:
+    family, episode = images(), Episode(3, 0, 4)
+    batch = family.batch("train", 0, range(40), episode, CPU)
+    assert (batch.support.x.shape, batch.query.y.shape) == ((40, 0, *family.input_shape), (40, 12))
+    shown = family.batch("train", 0, range(40), Episode(3, 1, 3), CPU)
+    for task, other in zip(batch.query.x, zip(shown.support.x, shown.query.x, strict=True), strict=True):
+        assert {image.numpy().tobytes() for image in task} == {image.numpy().tobytes() for image in torch.cat(other)}
+    assert len({tuple(y.tolist()) for y in batch.query.y}) > 30
+    assert {y[0].item() for y in batch.query.y} == {0, 1, 2}
+    one, again = (family.batch("train", 0, [7], episode, CPU).query for _ in range(2))
+    assert torch.equal(one.x, again.x)
+    assert torch.equal(one.y[0], batch.query.y[7])
+
+
 @pytest.mark.parametrize(("rotations", "turns"), [("none", (1, 1, 1)), ("train", (4, 1, 1)), ("all", (4, 4, 4))])
 def test_rotations_make_classes(store: ClassStore, images: Callable, rotations: str, turns: tuple[int, ...]) -> None:
     tasks = images(rotations=rotations)

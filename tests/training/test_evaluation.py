@@ -15,8 +15,9 @@ from metadist.outer import Experiment, OuterState, publish
 from metadist.tasks import Episode, take
 from metadist.testing.toys import linear_experiment, sinusoid_experiment
 from metadist.training.dispatch import Dispatcher
-from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate, mean_and_ci95
+from metadist.training.evaluation import Evaluation, EvaluationPlan, _by_sight, evaluate, mean_and_ci95
 from metadist.training.inprocess import Box, InProcessPool
+from metadist.training.work import TaskScores
 
 CPU = torch.device("cpu")
 EXPERIMENTS = {"linear": linear_experiment, "sinusoid": sinusoid_experiment}
@@ -126,6 +127,13 @@ def test_classes_are_those_of_sklearn() -> None:
     assert found.recall == pytest.approx(metrics.recall_score(labels, predictions, average="macro"))
     assert found.f1 == pytest.approx(metrics.f1_score(labels, predictions, average="macro"))
     assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, predictions))
+
+
+def test_sights_by_hand() -> None:
+    labels, predictions = np.array([[0, 0, 1, 1], [1, 0, 0, 1]]), np.array([[0, 0, 0, 1], [0, 0, 0, 0]])
+    none = np.zeros((2, 1))
+    # First sights: right, wrong; wrong, right. Second ones: right, right; right, wrong.
+    assert _by_sight(TaskScores((0,), none, none, predictions, labels), 2) == [0.5, 0.75]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 9, 100])

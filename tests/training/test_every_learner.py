@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from metadist.config import build_experiment, parse_job
 from metadist.learners import LEARNERS, plain_meta
@@ -122,11 +125,45 @@ def test_task_representations_train_and_resume(
     own = [name for name in start if name.startswith("gates.") or ".film." in name]
     assert own
     assert not any(torch.equal(start[name], end[name]) for name in own)
-    tasks = made.distribution.batch("test", 0, range(40), made.episode, torch.device("cpu"))
-    before, after = (
-        float(compute_meta_gradient(made.learner, plain_meta(at), tasks, "vectorized").loss) for at in (start, end)
-    )
+    before, after = (loss_on_tests(made, at) for at in (start, end))
     assert after < 0.95 * before
+
+
+@pytest.mark.parametrize("tasks", [{"kind": "linear", "shots": 5, "query": 5}, {"kind": "sinusoid", "shots": 10}])
+def test_learning_in_context_is_learned(make_run: Callable[..., Any], tasks: dict) -> None:
+    changes = {
+        "tasks": tasks | {"batch": 8, "chunk": 8},
+        "model": {"kind": "mlp", "hidden": [32]},
+        "learner": {"kind": "incontext", "layers": 1},
+        "optimizer": {"kind": "adam", "lr": 0.01},
+    }
+    made = experiment("incontext", steps=100, **changes)
+    run = make_run(made, validate_every=100)
+    run.go()
+    before, after = (loss_on_tests(made, at) for at in (made.initial().parameters, run.end().meta.parameters))
+    assert after < 0.6 * before
+
+
+def test_sequences_are_learned_and_judged_by_sight(make_run: Callable[..., Any]) -> None:
+    """A class that is seen for the second time is known, one that is seen for the first time is not."""
+    changes = {
+        "data": {"source": "sklearn:digits", "size": 8, "split": {"train": 4, "valid": 3, "test": 3}},
+        "tasks": {"kind": "images", "ways": 3, "shots": 0, "query": 4, "batch": 8, "chunk": 8},
+        "model": {"kind": "mlp", "hidden": [32], "norm": "batch"},
+        "learner": {"kind": "mann", "width": 16, "slots": 16, "slot": 16, "heads": 1},
+        "optimizer": {"kind": "adam", "lr": 0.01},
+    }
+    run = make_run(experiment("mann", steps=40, **changes), validate_every=40)
+    run.plan = replace(run.plan, validate=replace(run.plan.validate, tasks=60))
+    found = run.go().valid
+    assert len(found.by_sight) == 4
+    assert np.mean(found.by_sight) == pytest.approx(found.accuracy)
+    assert min(found.by_sight[1:]) > 0.5 > found.by_sight[0]
+
+
+def loss_on_tests(made: Experiment, parameters: dict[str, Tensor]) -> float:
+    tasks = made.distribution.batch("test", 0, range(40), made.episode, torch.device("cpu"))
+    return float(compute_meta_gradient(made.learner, plain_meta(parameters), tasks, "vectorized").loss)
 
 
 @pytest.mark.parametrize(("lr", "moved"), [(0.0, False), (0.1, True)])
