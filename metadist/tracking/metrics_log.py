@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from metadist.reading import parse_json
+
 
 class MetricsFile:
     """Appends one line `{"step": t, "values": {…}, "time": seconds}` for each call.
@@ -71,9 +73,9 @@ def _lines(path: Path) -> Iterator[tuple[bytes, int, dict[str, float]]]:
             if not raw.endswith(b"\n"):
                 return
             try:
-                line = json.loads(raw)
+                line = parse_json(raw)
                 step, values = int(line["step"]), {str(k): float(v) for k, v in line["values"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
                 continue  # A torn line that something was written behind.
             yield raw, step, values
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from pyarrow import fs
 
 from metadist.errors import UserError
+from metadist.reading import MOST_JSON, check_size, parse_json
 
 CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
 #: seconds after which the lease of a driver on another host counts as abandoned
@@ -72,23 +74,30 @@ class RunFolder:
         system, path = self._place(name)
         return bool(system.get_file_info(path).type != fs.FileType.NotFound)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """The content of a file.
 
         Raises:
-            UserError: there is no such file, or it cannot be read.
+            UserError: there is no such file, it cannot be read, or it has more than `most` bytes.
         """
         system, path = self._place(name)
         try:
+            if system.get_file_info(path).type == fs.FileType.Unknown:  # a pipe, say, which would be waited for
+                raise UserError(path, "no file", "a file that can be read")
             with system.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
+                data = bytes(stream.read(None if most is None else most + 1))
+            if most is not None:
+                check_size(data, most, path)
+            return data
         except OSError as error:
             raise UserError(path, _reason(error), "a file that can be read") from error
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file."""
         try:
-            return json.loads(self.read(name))
+            return parse_json(self.read(name, MOST_JSON))
+        except UserError:
+            raise
         except ValueError as error:
             path = self._place(name)[1]
             raise UserError(path, str(error), "JSON", "The file was changed or cut off.") from error
@@ -146,7 +155,7 @@ class RunFolder:
         if not self.exists("lease.json"):
             return {}
         lease = self.read_json("lease.json")
-        if not isinstance(lease, dict):
+        if not _is_lease(lease):
             hint = "The file was changed; remove it if no driver runs."
             raise UserError(self._place("lease.json")[1], lease, "a lease", hint)
         return lease
@@ -158,7 +167,7 @@ class RunFolder:
             UserError: a driver that is alive holds it.
         """
         self.check_free()
-        held = RunFolder(self.location, int(self._lease().get("epoch", 0)) + 1)
+        held = RunFolder(self.location, self._lease().get("epoch", 0) + 1)
         held._write_lease(released=False)
         return held
 
@@ -242,10 +251,17 @@ def checkpoint_version(name: str) -> int:
     return int(match.group(1))
 
 
+def _is_lease(content: Any) -> bool:
+    kinds = {"epoch": int, "pid": int, "host": str, "time": int | float, "released": bool}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+        return False
+    return 0 < content["pid"] < 2**31 and math.isfinite(content["time"])
+
+
 def _alive(lease: dict[str, Any]) -> bool:
-    if lease.get("host") != socket.gethostname():
-        return time.time() - float(lease.get("time", 0)) < LEASE_SECONDS
-    return _process_start(int(lease["pid"])) == lease.get("started") is not None
+    if lease["host"] != socket.gethostname():
+        return time.time() - lease["time"] < LEASE_SECONDS
+    return _process_start(lease["pid"]) == lease.get("started") is not None
 
 
 def _process_start(pid: int) -> str | None:
