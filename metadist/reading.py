@@ -18,7 +18,7 @@ from metadist.errors import UserError
 MOST_JSON = 1 << 25
 #: bytes of a YAML file that are read
 MOST_YAML = 1 << 20
-#: characters of a YAML text, those of an alias counted wherever it stands: a few lines of aliases can stand for billions
+#: characters of a YAML text, those of an alias counted wherever it stands: a few lines can stand for billions
 MOST_MEANT = 1 << 22
 #: bits of a whole number in YAML, of which Python would not print many more
 MOST_BITS = 1000

@@ -18,7 +18,6 @@ from metadist.errors import UserError
 from metadist.tasks.address import generator
 from metadist.tasks.base import ClassTasksConfig, Episode, Examples, Split, Task, TaskDistribution
 
-
 #: all classes are made up when a process begins
 MOST_CLASSES = 100_000
 MOST_POINTS = 10_000

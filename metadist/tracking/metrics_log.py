@@ -11,6 +11,9 @@ from types import TracebackType
 
 from metadist.reading import parse_json
 
+#: bytes of a line that are read at once; none of ours has so many
+_LONGEST = 1 << 20
+
 
 class MetricsFile:
     """Appends one line `{"step": t, "values": {…}, "time": seconds}` for each call.
@@ -69,9 +72,9 @@ class MetricsFile:
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int, dict[str, float]]]:
     with path.open("rb") as file:
-        for raw in file:
+        while raw := file.readline(_LONGEST):
             if not raw.endswith(b"\n"):
-                return
+                continue
             try:
                 line = parse_json(raw)
                 step, values = int(line["step"]), {str(k): float(v) for k, v in line["values"].items()}

@@ -187,7 +187,7 @@ def test_foreign_arrow_files(store: ClassStore) -> None:
     column = pa.array([bytes(36)] * 3, pa.binary(36))
     with pytest.raises(UserError, match="'2 record batches', expected one"):
         ClassStore.open(write_arrow(store, column, batches=2))
-    with pytest.raises(UserError, match="expected 6 rows of 36 bytes, .* and nothing else"):
+    with pytest.raises(UserError, match=r"expected 6 rows of 36 bytes, .* and nothing else"):
         ClassStore.open(write_arrow(store, pa.array([None] + [bytes(36)] * 5, pa.binary(36))))
 
 
