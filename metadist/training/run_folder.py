@@ -154,7 +154,7 @@ class RunFolder:
     def _lease(self) -> dict[str, Any]:
         if not self.exists("lease.json"):
             return {}
-        lease = self.read_json("lease.json")
+        lease: dict[str, Any] = self.read_json("lease.json")
         if not _is_lease(lease):
             hint = "The file was changed; remove it if no driver runs."
             raise UserError(self._place("lease.json")[1], lease, "a lease", hint)
@@ -260,7 +260,7 @@ def _is_lease(content: Any) -> bool:
 
 def _alive(lease: dict[str, Any]) -> bool:
     if lease["host"] != socket.gethostname():
-        return time.time() - lease["time"] < LEASE_SECONDS
+        return time.time() - float(lease["time"]) < LEASE_SECONDS
     return _process_start(lease["pid"]) == lease.get("started") is not None
 
 

@@ -18,8 +18,8 @@ from metadist.data import prepare
 
 #: cases of each property, in `make test` and in `make test-all`
 CASES = [60, pytest.param(900, marks=pytest.mark.slow)]
-#: seconds after which a case counts as hanging
-HANGS = 20
+#: seconds of processor time, and of any time, after which a case counts as hanging
+COMPUTES, WAITS = 20, 300
 
 SPLIT = {"train": [0, 1, 2, 3], "valid": [4, 5], "test": [6, 7, 8, 9], "seed": 0}
 TASKS = {"kind": "images", "ways": 2, "shots": 1, "query": 2, "batch": 4, "chunk": 2}
@@ -32,15 +32,18 @@ class Hanging(BaseException):
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
-        raise Hanging(f"more than {HANGS} s")
+        raise Hanging(f"more than {COMPUTES} s of computing, or {WAITS} s of waiting")
 
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(HANGS)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, COMPUTES), signal.SIGALRM: (signal.ITIMER_REAL, WAITS)}
+    before = {number: signal.signal(number, end) for number in timers}
+    for timer, seconds in timers.values():
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 @pytest.fixture(params=CASES)

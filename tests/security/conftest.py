@@ -26,6 +26,12 @@ JOB = {
 
 
 @pytest.fixture
+def content() -> dict[str, Any]:
+    """Of a job file."""
+    return JOB
+
+
+@pytest.fixture
 def sentinel(tmp_path: Path) -> Path:
     """A folder that is there once the hostile pickle was read."""
     return tmp_path / "sentinel"

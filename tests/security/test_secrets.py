@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import JOB
 
 from metadist import config
 from metadist.distributed.run import flat_params, run_tags
@@ -29,19 +28,21 @@ SECRET = "hunter2-secret"
         f"init_from=foo://user:{SECRET}@host/run",
     ],
 )
-def test_messages(metadist: Callable[..., Any], tmp_path: Path, setting: str, debug: list[str]) -> None:
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(JOB | {"tasks": {"ways": 2}, "model": {"kind": "mlp"}}))
+def test_messages(
+    metadist: Callable[..., Any], content: dict[str, Any], tmp_path: Path, setting: str, debug: list[str]
+) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content | {"tasks": {"ways": 2}, "model": {"kind": "mlp"}}))
     ended = metadist("train", str(tmp_path / "job.yaml"), "--set", setting, *debug)
     assert ended.code == 2, ended.err
     assert SECRET not in ended.err + ended.out
 
 
-def test_the_environment_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_not_recorded(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     variables = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN")
     for name in variables:
         monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://user:{SECRET}@host/db")
-    job = config.anchored(config.parse_job(JOB | {"tracking": {}}))
+    job = config.anchored(config.parse_job(content | {"tracking": {}}))
     written = [config.dump_job(job), str(flat_params(config.job_dict(job))), str(run_tags())]
     written.append(str(config.identity(job, None)))
     assert SECRET not in "".join(written)
