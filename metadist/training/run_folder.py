@@ -43,6 +43,15 @@ def _file_system(location: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), os.path.abspath(location)
 
 
+def _info(system: fs.FileSystem, path: str, inside: bool = False) -> Any:
+    """What is at a path, or in the folder there; a path may be one that no system takes."""
+    try:
+        return system.get_file_info(fs.FileSelector(path, allow_not_found=True) if inside else path)
+    except (OSError, ValueError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise UserError(path, reason, "a place that can be read") from error
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """One run's folder; a small value that can be sent to other processes.
@@ -72,7 +81,7 @@ class RunFolder:
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or a file in it, is there."""
         system, path = self._place(name)
-        return bool(system.get_file_info(path).type != fs.FileType.NotFound)
+        return bool(_info(system, path).type != fs.FileType.NotFound)
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """The content of a file.
@@ -82,7 +91,7 @@ class RunFolder:
         """
         system, path = self._place(name)
         try:
-            if system.get_file_info(path).type == fs.FileType.Unknown:  # a pipe, say, which would be waited for
+            if _info(system, path).type == fs.FileType.Unknown:  # a pipe, say, which would be waited for
                 raise UserError(path, "no file", "a file that can be read")
             with system.open_input_stream(path, compression=None) as stream:
                 data = bytes(stream.read(None if most is None else most + 1))
@@ -141,7 +150,7 @@ class RunFolder:
     def checkpoints(self) -> list[str]:
         """Names of the complete checkpoints, oldest first."""
         system, path = self._place("checkpoints")
-        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        found = _info(system, path, inside=True)
         return sorted(f"checkpoints/{info.base_name}" for info in found if CHECKPOINT.fullmatch(info.base_name))
 
     def prune(self, keep: int, spare: set[str]) -> None:
@@ -216,7 +225,7 @@ class RunFolder:
 def subfolders(location: str) -> list[str]:
     """Locations of the folders right below a path or URI, but for hidden ones; none where there is nothing."""
     system, root = _file_system(location)
-    found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    found = _info(system, root, inside=True)
     names = [info.base_name for info in found if info.type == fs.FileType.Directory]
     return [f"{location.rstrip('/')}/{name}" for name in sorted(names) if not name.startswith(".")]
 

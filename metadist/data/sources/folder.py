@@ -75,11 +75,9 @@ class FolderSource(Source):
 
 
 def _load(path: Path) -> Image:
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
+    if path.stat().st_size > MAX_FILE_BYTES:
         raise BadImage(f"more than {MAX_FILE_BYTES} bytes")
-    return open_image(data, str(path))
+    return open_image(path.read_bytes(), str(path))
 
 
 def _walk(folder: Path, name: str, found: dict[str, list[str]], above: tuple[tuple[int, int], ...]) -> None:
