@@ -7,12 +7,14 @@ A mistake is one `UserError` that names the field, the value, what was expected 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-import re
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -76,6 +78,7 @@ from metadist.models import (
     own_model_config,
 )
 from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups, check_patterns
+from metadist.reading import MOST_YAML, parse_yaml, read_bounded
 from metadist.tasks import (
     Episode,
     ImageTasks,
@@ -431,53 +434,6 @@ def check_name(field: str, name: str) -> None:
         raise UserError(field, name, f"at most {MAX_NAME} bytes, for it becomes the name of a folder")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number and a key stands once."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key, _ in node.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode):
-            raise UserError("job", f"a list or section as a key in line {line}", "a name before the colon")
-        if key.value in seen:
-            raise UserError(str(key.value), f"twice, again in line {line}", "each key once", "Remove one of them.")
-        seen.add(key.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """The value in a YAML text.
-
-    Raises:
-        UserError: it is not YAML; names `source`, line and column.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except UserError:
-        raise
-    except RecursionError as error:
-        raise UserError(source, "too many brackets within brackets", "a job file (YAML)") from error
-    except ValueError as error:  # of a date, say, that the calendar does not have
-        raise UserError(source, str(error), "YAML", "Put text in quotes.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(source, f"{problem}{where}", "YAML", "Check quotes, colons and indentation.") from error
-
-
 def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
     """Read a job file.
 
@@ -496,10 +452,9 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
 def read_mapping(path: str) -> dict[str, Any]:
     """The content of a job file, or of another YAML file with keys at its top; nothing in it is checked."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UserError(path, reason, "a job file (YAML)", "Check the path; jobs/ has examples.") from error
+        text = read_bounded(path, MOST_YAML)
+    except OSError as error:
+        raise UserError(path, error.strerror, "a job file (YAML)", "Check the path; jobs/ has examples.") from error
     content = parse_yaml(text, path)
     if not isinstance(content, dict):
         raise UserError(path, _short(content), "a mapping of a job's keys (name, steps, data, …)")
@@ -538,7 +493,7 @@ def _parse(kind: Any, content: Any, path: str) -> Any:
     if not isinstance(content, Mapping):
         names = ", ".join(f.name for f in dataclasses.fields(kind))
         raise UserError(path or "job", content, f"a section with keys of {names}")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _type_hints(kind, include_extras=True)
     values = {}
     for key, value in content.items():
         place = f"{path}.{key}" if path else str(key)
@@ -578,10 +533,17 @@ def _parse_value(hint: Any, value: Any, place: str) -> Any:
             raise UserError(place, value, "a list")
         return [_parse_value(item_hint, item, f"{place}.{i}") for i, item in enumerate(value)]
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
-        return adapter.validate_python(value, strict=True)
+        return _adapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         raise UserError(place, _short(value), describe_type(hint), _hint(hint, value)) from error
+
+
+_type_hints = functools.cache(typing.get_type_hints)
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
 
 
 def _is_section(hint: Any) -> bool:
@@ -610,7 +572,7 @@ def _parse_own(settings: type[Any], content: Mapping[str, Any], place: str) -> A
 
 
 def _by_kind(members: Sequence[Any], value: Any, place: str) -> Any:
-    kinds = {typing.get_args(typing.get_type_hints(member)["kind"])[0]: member for member in members}
+    kinds = {typing.get_args(_type_hints(member)["kind"])[0]: member for member in members}
     if not isinstance(value, Mapping):
         raise UserError(place, value, f"a section with a kind of {', '.join(kinds)}")
     kind = value.get("kind", next(iter(kinds)))
@@ -683,7 +645,7 @@ def identity(job: Job, store: ClassStore | None) -> dict[str, Any]:
         content.pop("data")
     else:
         content["data"]["sha256"] = store.sha256
-    if isinstance(job.model, TorchvisionConfig) and (weights := job.model.weights_file) and weights.exists():
+    if isinstance(job.model, TorchvisionConfig) and (weights := job.model.weights_file) and os.path.isfile(weights):
         content["model"]["weights"] = f"sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}"
     if job.start is None:
         del content["init_from"]
@@ -763,9 +725,9 @@ def open_data(job: Job, progress: Any = None) -> ClassStore | None:
 def anchored(job: Job) -> Job:
     """The job with the places in this working folder made absolute, so that its run can go on from anywhere."""
     data, model, tracking = job.data, job.model, job.tracking
-    if isinstance(model, TorchvisionConfig) and (weights := model.weights_file) and weights.exists():
+    if isinstance(model, TorchvisionConfig) and (weights := model.weights_file) and os.path.exists(weights):
         model = replace(model, weights=str(weights.resolve()))
-    if "://" not in data.source and Path(data.source).exists():
+    if "://" not in data.source and os.path.exists(data.source):
         data = replace(data, source=str(Path(data.source).resolve()))
     uri = resolve_uri(tracking)
     if uri is not None and uri.startswith("sqlite:"):  # others may hold a password, which a job file must not
@@ -820,7 +782,25 @@ def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
     if (hidden := getattr(job.model, "gates", None)) is not None:
         network = gated(network, hidden)
     make = cast(Callable[[Any, Network], Learner], kind)  # what a learner is called with is its own affair in Python
-    return make(job.learner, network)
+    with _fitting("learner", job.learner.kind):
+        return make(job.learner, network)
+
+
+#: more would be built for ever
+MOST_LAYERS = 1000
+
+
+@contextmanager
+def _fitting(field: str, kind: str) -> Iterator[None]:
+    """Within, what is too large to be made is the job's mistake."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, TypeError, OverflowError) as error:  # torch's, of sizes
+        if "." in kind:  # a class of a user's own may have other reasons
+            raise
+        what = (str(error).splitlines() or [""])[0][:200]
+        expected = f"sizes that can be made; these give {type(error).__name__}: {what}"
+        raise UserError(field, kind, expected, "Lower widths and steps.") from error
 
 
 def trained_runs(job: Job) -> dict[str, TrainedRun]:
@@ -904,8 +884,11 @@ def _facts(job: Job, theirs: Job, distribution: TaskDistribution) -> Iterator[tu
 
 def build_model(job: Job, distribution: TaskDistribution, outputs: int | None) -> BaseModel:
     """The job's base model, without weights of its own."""
+    if (layers := getattr(job.model, "layers", 0)) > MOST_LAYERS:
+        raise UserError("model.layers", layers, f"at most {MOST_LAYERS}")
     try:
-        return base_model(job.model, distribution.input_shape, outputs)
+        with _fitting("model", job.model.kind):
+            return base_model(job.model, distribution.input_shape, outputs)
     except UserError as error:
         place = error.field if error.field.startswith("model.") else f"model.{error.field}"
         raise UserError(place, error.value, error.expected, error.hint) from None
@@ -941,14 +924,15 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
     for split in ("valid", "test"):
         if distribution.has(split):
             distribution.check(split, evaluation_episode(job))
-    initial = experiment.initial()
+    with _fitting("learner", job.learner.kind):
+        initial = experiment.initial()
     everything = initial.parameters | initial.still
     check_patterns("freeze", job.freeze, everything)
     check_patterns("server.share", [pattern.removeprefix(NOT) for pattern in job.server.share], everything)
-    own = {name for name, _ in learner.network.module.named_parameters()}
+    own = {name: value.shape for name, value in learner.network.module.named_parameters()}
     parts = tuple(f"{name}." for name in trained_runs(job))  # never change anyway
-    known = [name for name in initial.frozen if name not in own and not name.startswith(parts)]
-    if others := [name for name in known if matches(name, job.freeze)]:
+    frozen = {n: v for n, v in initial.frozen.items() if matches(n, job.freeze) and not n.startswith(parts)}
+    if others := [name for name, value in frozen.items() if own.get(name) != value.shape]:
         hint = f"A rate of 0 keeps them as they start: optimizer.groups: [{{match: {others[0]}, lr: 0}}]."
         expected = f"patterns of the base model's parameters; {', '.join(others[:4])} are the learner's own"
         raise UserError("freeze", job.freeze, expected, hint)

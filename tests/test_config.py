@@ -26,12 +26,12 @@ from metadist.config import (
     load_job,
     open_data,
     parse_job,
-    parse_yaml,
     set_value,
 )
 from metadist.errors import UserError
 from metadist.learners import MamlConfig, ProtoNetConfig, ReptileConfig
 from metadist.models import Conv4Config, MlpConfig
+from metadist.reading import parse_yaml
 from metadist.tasks import SinusoidTasksConfig
 
 REPOSITORY = Path(__file__).parent.parent

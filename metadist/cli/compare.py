@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from metadist.cli.runs import STORAGE, TRACKING, find_run
 from metadist.cli.train import json_line
 from metadist.errors import UserError
+from metadist.reading import MOST_JSON, parse_json, read_bounded
 from metadist.training.comparison import SCORES, TaskSet, check_comparable, paired, parse_scores
 from metadist.training.evaluation import mean_and_ci95
 from metadist.training.run_folder import RunFolder
@@ -50,7 +50,7 @@ def _tests(run: str, storage: str, tracking: str | None) -> list[TaskSet]:
     if run.endswith(".json"):
         path = Path(run)
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(read_bounded(path, MOST_JSON))
         except (OSError, ValueError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or "no JSON"
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from metadist.reading import parse_json
 
 if TYPE_CHECKING:
     from metadist.distributed.cluster_jobs import Attempt, ClusterJobs
@@ -84,7 +85,7 @@ def is_result(line: str) -> bool:
     if not line.startswith("{"):
         return False
     try:
-        content = json.loads(line)
+        content = parse_json(line)
     except ValueError:
         return False
     return isinstance(content, dict) and "run_dir" in content

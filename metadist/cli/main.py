@@ -93,8 +93,10 @@ def main() -> None:
 
 
 def _fail(text: str, debug: bool, code: int) -> None:
+    from metadist.tracking.masking import mask_passwords
+
     if debug:
-        traceback.print_exc()
+        typer.echo(mask_passwords(traceback.format_exc()), err=True, nl=False)
     hint = "" if debug or code != 1 else "\n(--debug shows where)"
-    typer.echo(f"metadist: {text}{hint}", err=True)
+    typer.echo(f"metadist: {mask_passwords(text)}{hint}", err=True)
     sys.exit(code)

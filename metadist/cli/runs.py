@@ -142,7 +142,6 @@ def _stored(run: str, storage: str, tracking: str | None) -> RunRow:
 
 def _details(files: RunFiles) -> dict[str, Any]:
     about, summary = files.about, files.summary
-    test = summary.get("test") or {}
     strategy = about.get("strategy")
     return {
         "identity_sha256": about.get("identity_sha256"),
@@ -162,7 +161,7 @@ def _details(files: RunFiles) -> dict[str, Any]:
             for step, values in files.metrics
             if any(key.startswith("valid/") for key in values)
         ],
-        "per_step": test.get("per_step") or [],
+        "per_step": run_list.by_step(summary.get("test")),
     }
 
 
@@ -210,7 +209,8 @@ def _curve(points: list[dict[str, float]]) -> Table:
         cells = []
         for name in names:
             interval = point.get(f"{name}_ci95")
-            cells.append(f"{point[name]:.4f}" + (f" ± {interval:.4f}" if interval is not None else ""))
+            value = f"{point[name]:.4f}" if name in point else ""
+            cells.append(value + (f" ± {interval:.4f}" if interval is not None else ""))
         table.add_row(f"{point['step']:.0f}", *cells)
     return table
 

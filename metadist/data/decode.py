@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from metadist.data.sources.base import Example
 
+#: The most bytes that an image file may have.
+MAX_FILE_BYTES = 64 << 20
 #: The most pixels an image may have before it is decoded.
 MAX_PIXELS = 64_000_000
 

@@ -11,6 +11,7 @@ from metadist.data.locks import file_lock
 from metadist.data.manifest import MANIFEST_NAME, PIXELS_NAME, parse_manifest
 from metadist.data.store import ClassStore, is_store
 from metadist.errors import UserError
+from metadist.reading import MOST_JSON, check_size
 
 _CHUNK = 8 << 20
 
@@ -101,9 +102,11 @@ def _read_manifest(uri: str) -> tuple[Any, str, bytes]:
     filesystem, path = _connect(uri)
     try:
         with filesystem.open_input_stream(f"{path.rstrip('/')}/{MANIFEST_NAME}") as stream:
-            return filesystem, path, stream.read()
+            manifest = stream.read(MOST_JSON + 1)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(uri, error) from error
+    check_size(manifest, MOST_JSON, f"{uri.rstrip('/')}/{MANIFEST_NAME}")
+    return filesystem, path, manifest
 
 
 def _connect(uri: str) -> tuple[Any, str]:

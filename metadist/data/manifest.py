@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from metadist.errors import UserError
+from metadist.reading import parse_json
 
 FORMAT = "metadist-class-store"
 VERSION = 1
@@ -72,7 +73,7 @@ def parse_manifest(text: bytes, where: str) -> dict[str, Any]:
         UserError: not JSON, another format, a newer version, or fields that contradict each other.
     """
     try:
-        manifest = json.loads(text)
+        manifest = parse_json(text)
     except ValueError as error:
         raise UserError(where, _excerpt(text), f"JSON ({error})", _REMAKE) from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -122,7 +123,7 @@ def _check_fields(manifest: dict[str, Any], where: str) -> None:
 
 
 def _whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _short(value: object) -> object:

@@ -60,8 +60,8 @@ def prepare(
     Raises:
         UserError: whatever is wrong with the source, an image, the options or the place of the store.
     """
-    target = Path(os.path.abspath(Path(store).expanduser()))
-    root = download_folder(cache_folder()) if download_root is None else Path(download_root).expanduser()
+    target = Path(os.path.abspath(os.path.expanduser(store)))
+    root = download_folder(cache_folder()) if download_root is None else Path(os.path.expanduser(download_root))
     with open_source(source, root) as images:
         return prepare_source(
             images,

@@ -21,9 +21,12 @@ import numpy.typing as npt
 
 from metadist.data.manifest import FORMAT, MANIFEST_NAME, PIXELS_NAME, content_sha256, parse_manifest
 from metadist.errors import UserError
+from metadist.reading import MOST_JSON, read_bounded
 
 # Bytes hashed at a time by `verify`: large enough to cost nothing, small enough that Ctrl-C is quick.
 _HASH_BLOCK = 1 << 26
+# Where the messages begin in an Arrow IPC file, after its magic word.
+_MAGIC_BYTES = 8
 
 
 class ClassStore:
@@ -57,10 +60,10 @@ class ClassStore:
             UserError: the folder or a file is missing, or a file is broken, foreign, newer than this program,
                 or does not match the other. The content is not hashed; see `verify`.
         """
-        folder = Path(os.path.abspath(Path(path).expanduser()))
+        folder = Path(os.path.abspath(os.path.expanduser(path)))
         file = folder / MANIFEST_NAME
         try:
-            text = file.read_bytes()
+            text = read_bounded(file, MOST_JSON)
         except OSError as error:
             raise UserError(
                 str(file),
@@ -104,7 +107,7 @@ class ClassStore:
 
 def is_store(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a folder that means to be a store, be it a damaged one; `ClassStore.open` tells."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     try:
         if (folder / PIXELS_NAME).is_file():
             return True
@@ -121,31 +124,33 @@ def _map_pixels(file: Path, manifest: dict[str, Any]) -> npt.NDArray[np.uint8]:
     hint = "Delete that store and prepare or fetch it again."
     shape: list[int] = manifest["shape"]
     rows: int = manifest["offsets"][-1]
+    width = shape[0] * shape[1] * shape[2]
+    size = rows * width
+    if width >= 2**31:
+        raise UserError(str(file), f"images of {width} bytes", "images of less than 2 GiB", hint)
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(file), "r"))
+        source = pa.memory_map(str(file), "r")
+        reader = pa.ipc.open_file(source)
         batches = reader.num_record_batches
-        batch = reader.get_batch(0) if batches == 1 else None
+        types = [field.type for field in reader.schema]
+        # The batch's bytes as they lie there: Arrow would unpack what is compressed, however large it is then.
+        source.seek(_MAGIC_BYTES)
+        messages = pa.ipc.MessageReader.open_stream(source)
+        messages.read_next_message()  # the schema, once more
+        data = messages.read_next_message().body if batches == 1 else None
     except FileNotFoundError as error:
         raise UserError(str(file), "no such file", "the pixels of the store", hint) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, EOFError, StopIteration) as error:
         # pyarrow raises OSError for a broken message and ArrowInvalid for a missing footer.
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["too few messages"])[0]
         raise UserError(str(file), reason, "a whole Arrow IPC file (it may be cut short)", hint) from error
-    if batch is None:
+    if data is None:
         raise UserError(str(file), f"{batches} record batches", "one record batch", hint)
-    expected_type = pa.binary(shape[0] * shape[1] * shape[2])
-    types = [field.type for field in batch.schema]
-    if types != [expected_type]:
+    if types != [pa.binary(width)]:
         found = ", ".join(str(kind) for kind in types) or "no columns"
-        raise UserError(str(file), found, f"one column of {expected_type}, for images of shape {shape}", hint)
-    if batch.num_rows != rows:
-        raise UserError(str(file), f"{batch.num_rows} rows", f"{rows} rows, as the manifest's offsets say", hint)
-    column = batch.column(0)
-    data = column.buffers()[1]
-    size = rows * expected_type.byte_width
-    start = column.offset * expected_type.byte_width
-    if column.null_count or data is None or data.size < start + size:
-        raise UserError(str(file), "rows without pixels", f"{size} bytes of pixels", hint)
+        raise UserError(str(file), found, f"one column of {pa.binary(width)}, for images of shape {shape}", hint)
+    if data.size != size + -size % 8:  # Arrow fills up with zeros
+        expected = f"{rows} rows of {width} bytes, as the manifest's offsets say, and nothing else"
+        raise UserError(str(file), f"{data.size} bytes", expected, hint)
     # The buffer of a read-only map is immutable, so the array is read-only as well.
-    flat = np.frombuffer(data, dtype=np.uint8, count=size, offset=start)
-    return flat.reshape(rows, *shape)
+    return np.frombuffer(data, dtype=np.uint8, count=size).reshape(rows, *shape)

@@ -120,13 +120,18 @@ def train_in_parallel(
                 failure_config=train.FailureConfig(max_failures=FAILURES),
             ),
         )
+        _remove_own_files(there)  # a killed driver's: nothing of what Ray Train writes is ever read again
         try:
             _watch(_Fit(trainer), desk, epoch, options, r.timeout)
         finally:
             ray.kill(desk)
-            if there.local is not None:
-                shutil.rmtree(Path(there.local, OWN_FOLDER), ignore_errors=True)
+            _remove_own_files(there)
             settle()
+
+
+def _remove_own_files(folder: RunFolder) -> None:
+    if folder.local is not None:
+        shutil.rmtree(Path(folder.local, OWN_FOLDER), ignore_errors=True)
 
 
 class _Fit(threading.Thread):

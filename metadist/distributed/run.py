@@ -26,6 +26,7 @@ from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
 from metadist.learners import Meta, plain_meta
 from metadist.outer import Experiment, OuterState, decode_checkpoint, start_values
+from metadist.reading import MOST_YAML, parse_yaml
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
 from metadist.tracking import VERSION_TAG, RunEnd, Tracker, open_tracker
@@ -155,14 +156,12 @@ def open_run(location: str) -> tuple[RunFolder, Job, dict[str, Any]]:
             "a run folder (with job.yaml and run.json)",
             "Name a folder that `metadist train` made, for example one in runs/.",
         )
-    try:
-        text = folder.read("job.yaml").decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{location}/job.yaml", "not a text file", "the run's job file (YAML)") from error
     about = folder.read_json("run.json")
-    if not isinstance(about, dict) or not {"run", "identity", "identity_sha256"} <= about.keys():
+    kinds = {"run": str, "identity": dict, "identity_sha256": str}
+    if not isinstance(about, dict) or not all(isinstance(about.get(key), kind) for key, kind in kinds.items()):
         raise UserError(f"{location}/run.json", "something else", "a run's description", "The file was changed.")
-    return folder, config.parse_job(config.parse_yaml(text, f"{location}/job.yaml")), about
+    content = parse_yaml(folder.read("job.yaml", MOST_YAML), f"{location}/job.yaml")
+    return folder, config.parse_job(content), about
 
 
 def pinned(job: Job) -> tuple[Job, dict[str, Tensor]]:
@@ -181,7 +180,7 @@ def with_parts(job: Job) -> tuple[Job, dict[str, dict[str, Tensor]]]:
         if not found.folder.exists("job.yaml"):
             hint = "A file of tensors does not say what they mean."
             raise UserError(f"learner.{name}", run.path, "a run folder, or one of its checkpoints", hint)
-        content = config.parse_yaml(found.folder.read("job.yaml").decode(), f"{found.folder.location}/job.yaml")
+        content = parse_yaml(found.folder.read("job.yaml", MOST_YAML), f"{found.folder.location}/job.yaml")
         runs[name] = replace(run, path=found.path, sha256=found.sha256, job=config.part_of(content))
         tensors[name] = found.tensors
     return config.with_trained_runs(job, runs), tensors

@@ -35,6 +35,14 @@ class Layers:
             pixels = (pixels - self.kernel + 1) // (2 if pool else 1)
         return max(pixels, 0)
 
+    @property
+    def least(self) -> int:
+        """The fewest pixels a side that leave a position."""
+        pixels = 1
+        for pool in reversed(self.pools):
+            pixels = pixels * (2 if pool else 1) + self.kernel - 1
+        return pixels
+
 
 class Cnn(BaseModel):
     """Inputs [n, channels, height, width].
@@ -49,8 +57,7 @@ class Cnn(BaseModel):
         channels, height, width = image_shape(kind, input_shape)
         positions = layers.side(height) * layers.side(width)
         if positions == 0:
-            least = next(pixels for pixels in itertools.count(1) if layers.side(pixels))
-            raise too_small(kind, input_shape, least)
+            raise too_small(kind, input_shape, layers.least)
         super().__init__(config.norm, layers.hidden[-1], outputs)
         self.activations = layers.filters[0] * height * width
         self.pools = layers.pools

@@ -7,6 +7,7 @@ are as in evaluation, so that a task's loss is a function of the task.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,7 +44,7 @@ class TorchvisionConfig:
     @property
     def weights_file(self) -> Path | None:
         """The file of `weights`; `None` where they are a name of torchvision's."""
-        path = Path(self.weights or "").expanduser()
+        path = Path(os.path.expanduser(self.weights or ""))
         return path if path.suffix or len(path.parts) > 1 else None
 
 

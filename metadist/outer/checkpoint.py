@@ -16,6 +16,7 @@ from metadist.errors import UserError
 from metadist.learners import Meta
 from metadist.outer.digest import meta_sha256, tensors_sha256
 from metadist.outer.server import OuterState
+from metadist.reading import parse_json
 
 FORMAT = "metadist-checkpoint"
 FORMAT_VERSION = 1
@@ -89,8 +90,13 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
             f"content with sha256 {header.get('content_sha256')}",
             "The file was changed after it was written; use another one of the run's checkpoints.",
         )
-    # The digest holds from here on: what follows is as it was written.
-    about = json.loads(header["about"])
+    try:
+        return _assemble(parse_json(header["about"]), tensors)
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(path, str(error)[:200], "a checkpoint's content", "It is not as metadist writes it.") from error
+
+
+def _assemble(about: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "statistics": {}, "optimizer": {}, "average": {}}
     for name in sorted(tensors):
         group, rest = name.split("/", 1)
@@ -101,14 +107,18 @@ def decode_checkpoint(data: bytes, path: str) -> Checkpoint:
         optimizer.setdefault(parameter, {})[key] = value
     meta = Meta(groups["parameters"], groups["statistics"], {})
     state = OuterState(about["version"], meta, optimizer, groups["average"])
-    return Checkpoint(state, about["identity"], about["progress"], about.get("frozen_sha256", ""))
+    read = Checkpoint(state, about["identity"], about["progress"], about.get("frozen_sha256", ""))
+    of_types = isinstance(read.identity, str) and isinstance(read.frozen_sha256, str)
+    if not of_types or not isinstance(state.version, int) or not isinstance(read.progress, dict):
+        raise TypeError("a value of another type")
+    return read
 
 
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     import safetensors.torch
 
     length = int.from_bytes(data[:8], "little")
-    header: dict[str, str] = dict(json.loads(data[8 : 8 + length])["__metadata__"])
+    header: dict[str, str] = dict(parse_json(data[8 : 8 + length])["__metadata__"])
     return header, safetensors.torch.load(data)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import metadist
-from metadist.config import Job, parse_job, parse_yaml
+from metadist.config import Job, parse_job
 from metadist.errors import UserError
 from metadist.paper.rows import Row
+from metadist.reading import MOST_JSON, MOST_YAML, parse_json, parse_yaml, read_bounded
 from metadist.training.comparison import TaskSet, parse_scores
 from metadist.training.run_folder import RunFolder
 
@@ -161,7 +162,7 @@ def _summarize_pretraining(folder: RunFolder) -> PretrainingSummary:
 
 
 def _job(folder: RunFolder) -> Job:
-    return parse_job(parse_yaml(folder.read("job.yaml").decode(), folder.location))
+    return parse_job(parse_yaml(folder.read("job.yaml", MOST_YAML), f"{folder.location}/job.yaml"))
 
 
 def read_summary(path: Path) -> RunSummary:
@@ -171,12 +172,12 @@ def read_summary(path: Path) -> RunSummary:
         UserError: it cannot be read, or is something else.
     """
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_bounded(path, MOST_JSON))
         tests = parse_scores(content, str(path))
         if (before := content.get("pretraining")) is not None:
             content["pretraining"] = PretrainingSummary(**before)
         return RunSummary(**(content | {"tests": tests}))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         reason = error.strerror if isinstance(error, OSError) else "something else"

@@ -18,6 +18,10 @@ from metadist.errors import UserError
 from metadist.tasks.address import generator
 from metadist.tasks.base import ClassTasksConfig, Episode, Examples, Split, Task, TaskDistribution
 
+#: all classes are made up when a process begins
+MOST_CLASSES = 100_000
+MOST_POINTS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class WaveformTasksConfig(ClassTasksConfig):
@@ -39,15 +43,15 @@ class WaveformTasksConfig(ClassTasksConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("train_classes", 0),
-            ("valid_classes", 0),
-            ("test_classes", 1),
-            ("length", 1),
-            ("harmonics", 1),
+        for name, least, most in (
+            ("train_classes", 0, MOST_CLASSES),
+            ("valid_classes", 0, MOST_CLASSES),
+            ("test_classes", 1, MOST_CLASSES),
+            ("length", 1, MOST_POINTS),
+            ("harmonics", 1, MOST_POINTS),
         ):
-            if getattr(self, name) < least:
-                raise UserError(name, getattr(self, name), f"a whole number of at least {least}")
+            if not least <= getattr(self, name) <= most:
+                raise UserError(name, getattr(self, name), f"a whole number from {least} to {most}")
         if not self.noise >= 0:
             raise UserError("noise", self.noise, "a number of at least 0")
 

@@ -8,7 +8,10 @@ import re
 # nearly anything when nobody percent-encoded it, so all up to the word's last "@" is taken as the
 # password: rather mask too much than too little.
 _LOGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://[^\s/:]*):\S*@")
-_OPTION = re.compile(r"([?&;](?:password|passwd|pwd|token|access_token|secret)=)[^\s&;]+", re.IGNORECASE)
+_OPTION = re.compile(
+    r"([?&;][\w\-]*(?:password|passwd|pwd|token|secret|access_?key|api_?key|signature|sig)[\w\-]*=)[^\s&;]+",
+    re.IGNORECASE,
+)
 
 
 def mask_passwords(text: str) -> str:

@@ -9,6 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from metadist.reading import parse_json
+
+#: bytes of a line that are read at once; none of ours has so many
+_LONGEST = 1 << 20
+
 
 class MetricsFile:
     """Appends one line `{"step": t, "values": {…}, "time": seconds}` for each call.
@@ -67,13 +72,13 @@ class MetricsFile:
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int, dict[str, float]]]:
     with path.open("rb") as file:
-        for raw in file:
+        while raw := file.readline(_LONGEST):
             if not raw.endswith(b"\n"):
-                return
+                continue
             try:
-                line = json.loads(raw)
+                line = parse_json(raw)
                 step, values = int(line["step"]), {str(k): float(v) for k, v in line["values"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
                 continue  # A torn line that something was written behind.
             yield raw, step, values
 

@@ -104,9 +104,13 @@ def parse_scores(content: Any, where: str) -> list[TaskSet]:
     """
     try:
         sets = [TaskSet(**{name: one[name] for name in TaskSet.__dataclass_fields__}) for one in content["tests"]]
-        if sets and all(len(one.values) == len(one.scratch_values) == one.protocol["count"] for one in sets):
+        kinds = {"protocol": dict, "steps": int, "norm": str, "rows": int}
+        right = all(isinstance(getattr(one, name), kind) for one in sets for name, kind in kinds.items())
+        right = right and all({"set", "count", "query"} <= one.protocol.keys() for one in sets)
+        shapes = [(one.values.shape, one.scratch_values.shape) for one in sets]
+        if sets and right and shapes == [((one.protocol["count"],),) * 2 for one in sets]:
             return sets
-    except (LookupError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         pass
     raise UserError(where, "something else", "scores of single tasks", "The file was changed.")
 
@@ -115,6 +119,8 @@ def check_comparable(runs: Mapping[str, TaskSet]) -> None:
     """Raise `UserError` unless all runs were judged on the same tasks; names the fields in which they differ."""
     (first, reference), *others = runs.items()
     for name, other in others:
+        if other.measure != reference.measure:
+            raise UserError("RUN", name, f"a run that was judged by its {reference.measure}, as {first} was")
         fields = differing(reference, other)
         if fields:
             told = [

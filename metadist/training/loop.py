@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from metadist.errors import UserError
 from metadist.outer import Experiment, StrategyCheck
 from metadist.training.dispatch import Dispatcher, Interrupted
 from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate
@@ -119,6 +120,14 @@ class _Progress:
     validated: int = 0
 
 
+def _progress(content: dict[str, Any], where: str) -> _Progress:
+    known = vars(_Progress())
+    numbers = all(isinstance(value, int | float) or known.get(key, 0) is value for key, value in content.items())
+    if not numbers or not content.keys() <= known.keys():
+        raise UserError(where, content, f"a checkpoint whose progress is numbers: {', '.join(known)}")
+    return _Progress(**content)
+
+
 def train(
     experiment: Experiment,
     plan: TrainPlan,
@@ -161,7 +170,7 @@ class _Run:
         self.valid: Evaluation | None = None
 
     def train(self, resume: str | None, progress: dict[str, Any]) -> TrainResult:
-        self.progress = _Progress(**progress)
+        self.progress = _progress(progress, f"{self.folder.location}/{resume}")
         published = self.server.start(self.folder if resume else None, resume)
         version = checkpoint_version(resume) if resume else 0
         self.check = self._check(published)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from pyarrow import fs
 
 from metadist.errors import UserError
+from metadist.reading import MOST_JSON, check_size, parse_json
 
 CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
 #: seconds after which the lease of a driver on another host counts as abandoned
@@ -39,6 +41,15 @@ def _file_system(location: str) -> tuple[fs.FileSystem, str]:
                 "storage", location, "a folder or a URI that pyarrow can open", str(error).splitlines()[0]
             ) from error
     return fs.LocalFileSystem(), os.path.abspath(location)
+
+
+def _info(system: fs.FileSystem, path: str, inside: bool = False) -> Any:
+    """What is at a path, or in the folder there; a path may be one that no system takes."""
+    try:
+        return system.get_file_info(fs.FileSelector(path, allow_not_found=True) if inside else path)
+    except (OSError, ValueError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise UserError(path, reason, "a place that can be read") from error
 
 
 @dataclass(frozen=True)
@@ -70,25 +81,32 @@ class RunFolder:
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or a file in it, is there."""
         system, path = self._place(name)
-        return bool(system.get_file_info(path).type != fs.FileType.NotFound)
+        return bool(_info(system, path).type != fs.FileType.NotFound)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """The content of a file.
 
         Raises:
-            UserError: there is no such file, or it cannot be read.
+            UserError: there is no such file, it cannot be read, or it has more than `most` bytes.
         """
         system, path = self._place(name)
         try:
+            if _info(system, path).type == fs.FileType.Unknown:  # a pipe, say, which would be waited for
+                raise UserError(path, "no file", "a file that can be read")
             with system.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
+                data = bytes(stream.read(None if most is None else most + 1))
+            if most is not None:
+                check_size(data, most, path)
+            return data
         except OSError as error:
             raise UserError(path, _reason(error), "a file that can be read") from error
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file."""
         try:
-            return json.loads(self.read(name))
+            return parse_json(self.read(name, MOST_JSON))
+        except UserError:
+            raise
         except ValueError as error:
             path = self._place(name)[1]
             raise UserError(path, str(error), "JSON", "The file was changed or cut off.") from error
@@ -132,7 +150,7 @@ class RunFolder:
     def checkpoints(self) -> list[str]:
         """Names of the complete checkpoints, oldest first."""
         system, path = self._place("checkpoints")
-        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        found = _info(system, path, inside=True)
         return sorted(f"checkpoints/{info.base_name}" for info in found if CHECKPOINT.fullmatch(info.base_name))
 
     def prune(self, keep: int, spare: set[str]) -> None:
@@ -145,8 +163,8 @@ class RunFolder:
     def _lease(self) -> dict[str, Any]:
         if not self.exists("lease.json"):
             return {}
-        lease = self.read_json("lease.json")
-        if not isinstance(lease, dict):
+        lease: dict[str, Any] = self.read_json("lease.json")
+        if not _is_lease(lease):
             hint = "The file was changed; remove it if no driver runs."
             raise UserError(self._place("lease.json")[1], lease, "a lease", hint)
         return lease
@@ -158,7 +176,7 @@ class RunFolder:
             UserError: a driver that is alive holds it.
         """
         self.check_free()
-        held = RunFolder(self.location, int(self._lease().get("epoch", 0)) + 1)
+        held = RunFolder(self.location, self._lease().get("epoch", 0) + 1)
         held._write_lease(released=False)
         return held
 
@@ -207,7 +225,7 @@ class RunFolder:
 def subfolders(location: str) -> list[str]:
     """Locations of the folders right below a path or URI, but for hidden ones; none where there is nothing."""
     system, root = _file_system(location)
-    found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    found = _info(system, root, inside=True)
     names = [info.base_name for info in found if info.type == fs.FileType.Directory]
     return [f"{location.rstrip('/')}/{name}" for name in sorted(names) if not name.startswith(".")]
 
@@ -242,10 +260,17 @@ def checkpoint_version(name: str) -> int:
     return int(match.group(1))
 
 
+def _is_lease(content: Any) -> bool:
+    kinds = {"epoch": int, "pid": int, "host": str, "time": int | float, "released": bool}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+        return False
+    return 0 < content["pid"] < 2**31 and math.isfinite(content["time"])
+
+
 def _alive(lease: dict[str, Any]) -> bool:
-    if lease.get("host") != socket.gethostname():
-        return time.time() - float(lease.get("time", 0)) < LEASE_SECONDS
-    return _process_start(int(lease["pid"])) == lease.get("started") is not None
+    if lease["host"] != socket.gethostname():
+        return time.time() - float(lease["time"]) < LEASE_SECONDS
+    return _process_start(lease["pid"]) == lease.get("started") is not None
 
 
 def _process_start(pid: int) -> str | None:

@@ -5,7 +5,6 @@ Where both know a run its folder is believed: a driver that was killed leaves a 
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Iterable
@@ -13,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from metadist.errors import UserError
+from metadist.reading import MOST_YAML, parse_json, parse_yaml
 from metadist.tracking import MetricsFile
 from metadist.tracking.run_index import StoredRun
 from metadist.training.run_folder import RunFolder, checkpoint_version, subfolders
@@ -118,8 +116,8 @@ def _metrics(folder: RunFolder) -> list[tuple[int, dict[str, float]]]:
 
 def _tracking_uri(folder: RunFolder) -> str | None:
     try:
-        uri = yaml.safe_load(folder.read("job.yaml"))["tracking"]["uri"]
-    except (UserError, yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):
+        uri = parse_yaml(folder.read("job.yaml", MOST_YAML), folder.location)["tracking"]["uri"]
+    except (ValueError, LookupError, TypeError):
         return None
     return uri if isinstance(uri, str) else None
 
@@ -183,12 +181,21 @@ def _test(test: object, measure: str | None) -> tuple[float | None, float | None
     return _number(found.get(key)), _number(found.get("ci95"))
 
 
+def by_step(test: object) -> list[dict[str, float]]:
+    """A test's figures after each inner step; none where a file has something else there."""
+    points = _mapping(test).get("per_step")
+    if not isinstance(points, list) or not all(isinstance(point, dict) and "step" in point for point in points):
+        return []
+    whole = all(_number(value) is not None for point in points for value in point.values())
+    return points if whole else []
+
+
 def _first_time(folder: RunFolder) -> float | None:
     """When the first metric was written, for runs that did not note their start."""
     if not folder.exists("metrics.jsonl"):
         return None
     try:
-        return _number(json.loads(folder.read("metrics.jsonl").split(b"\n", 1)[0])["time"])
+        return _number(parse_json(folder.read("metrics.jsonl").split(b"\n", 1)[0])["time"])
     except (ValueError, LookupError, TypeError):
         return None
 

@@ -107,6 +107,11 @@ class Server:
                 f"{own.get(name, 'no such tensor')}, as this job's model has it",
                 "The checkpoint is another model's: use the settings that it was trained with.",
             )
+        entries = [(name, v) for name, entry in read.state.optimizer.items() for v in entry.values() if v.dim()]
+        for name, value in [*read.state.average.items(), *entries]:
+            if f"shape {list(value.shape)}" != own.get(name):
+                found = f"shape {list(value.shape)} of the optimizer's state of {name}"
+                raise UserError(path, found, own.get(name, "no such tensor"), "The checkpoint was changed.")
         if read.frozen_sha256 != self._frozen_sha256:
             raise UserError(
                 path,

@@ -64,7 +64,10 @@ def best_checkpoint(folder: RunFolder) -> str:
         raise UserError(folder.location, "no checkpoint", "a run with at least one checkpoint")
     last = decode_checkpoint(folder.read(names[-1]), f"{folder.location}/{names[-1]}")
     best = last.progress.get("best_version")
-    return names[-1] if best is None else checkpoint_name(best)
+    name = names[-1] if best is None else checkpoint_name(best) if isinstance(best, int) else best
+    if name not in names:
+        raise UserError(f"{folder.location}/{names[-1]}", best, "a best version with a checkpoint in its run folder")
+    return name
 
 
 def read_frozen(folder: RunFolder) -> dict[str, Tensor]:

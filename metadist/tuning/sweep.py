@@ -24,6 +24,7 @@ from metadist.distributed.run import DataProgress, flat_params, run_tags
 from metadist.distributed.session import ray_session
 from metadist.distributed.store_place import store_place
 from metadist.errors import UserError
+from metadist.reading import MOST_YAML, parse_yaml
 from metadist.tracking.sweep_tracker import SweepTracker
 from metadist.training.run_folder import RunFolder
 from metadist.tuning import results
@@ -85,7 +86,7 @@ def resume_sweep(location: str, place: Callable[[Job], Job], say: Say, options: 
     location = location.rstrip("/") if "://" in location else os.path.abspath(os.path.expanduser(location))
     folder = RunFolder(location)
     record = read_record(folder)
-    old = config.parse_job(config.parse_yaml(folder.read("job.yaml").decode(), f"{location}/job.yaml"))
+    old = config.parse_job(parse_yaml(folder.read("job.yaml", MOST_YAML), f"{location}/job.yaml"))
     job = place(old)
     kept = {"tune.space": (old.tune.space, job.tune.space), "tune.initial": (old.tune.initial, job.tune.initial)}
     kept |= {f: (_of(old, f), _of(job, f)) for f in config.changed_fields(_identity(old), _identity(job))}

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from metadist.config import dump_job, identity, identity_sha256, parse_job, parse_yaml
+from metadist.config import dump_job, identity, identity_sha256, parse_job
 from metadist.learners import LEARNERS, learner_class
+from metadist.reading import parse_yaml
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 (EXAMPLE,) = re.findall(r"```python\n(# my_package\.py.*?)```", README, re.DOTALL)

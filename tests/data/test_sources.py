@@ -119,7 +119,7 @@ def test_dots_in_names_are_no_way_out(tmp_path: Path, make_zip: Maker, picture: 
 
 
 def test_zip_bomb(tmp_path: Path, make_zip: Maker, files: Files) -> None:
-    path = make_zip(files | {"b/bomb.png": bytes(archive.MAX_ENTRY_BYTES + 1)})
+    path = make_zip(files | {"b/bomb.png": bytes(archive.MAX_FILE_BYTES + 1)})
     with pytest.raises(UserError, match=r"b/bomb\.png: got '67108865 bytes unpacked'"):
         prepare(str(path), tmp_path / "store", skip_bad=True)
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from metadist.config import build_experiment, dump_job, parse_job, parse_yaml
+from metadist.config import build_experiment, dump_job, parse_job
 from metadist.errors import UserError
+from metadist.reading import parse_yaml
 from metadist.tasks import (
     Episode,
     LinearTasks,

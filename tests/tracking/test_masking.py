@@ -16,6 +16,8 @@ from metadist.tracking.masking import mask_passwords
         ("mysql://u@server:secret@host/db", "mysql://u@server:***@host/db"),
         ("uri: 's3://k:secret@bucket' # note", "uri: 's3://k:***@bucket' # note"),
         ("postgresql://h/db?user=u&password=secret&x=1", "postgresql://h/db?user=u&password=***&x=1"),
+        ("s3://bucket/runs?region=x&session_token=secret", "s3://bucket/runs?region=x&session_token=***"),
+        ("abfss://box@host/runs?sv=1&sig=secret&sr=b", "abfss://box@host/runs?sv=1&sig=***&sr=b"),
         ("http://localhost:5000/a", "http://localhost:5000/a"),
         ("me@example.org", "me@example.org"),
         ("plain: text", "plain: text"),

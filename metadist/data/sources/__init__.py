@@ -36,15 +36,15 @@ def open_source(source: str, download_root: Path) -> Source:
         UserError: there is no such source, or it is a store or a URI.
     """
     prefix, mark, name = source.partition(":")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not source:
         raise UserError("data.source", source, _EXPECTED)
     if is_uri(source) or is_store(path):
         raise UserError("data.source", source, "images: a folder, a zip, torchvision:NAME or sklearn:digits",
                         "A store is used as it is: name it in data.source.")  # fmt: skip
-    if path.is_dir():
+    if os.path.isdir(path):
         return FolderSource(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return ZipSource(path)
     if mark and prefix == "torchvision":
         return TorchvisionSource(name, download_root)

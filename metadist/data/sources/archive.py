@@ -10,15 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metadist.data.decode import open_image
+from metadist.data.decode import MAX_FILE_BYTES, open_image
 from metadist.data.sources.base import Example, Source, is_ignored, is_image_name, leaf_folders
 from metadist.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-#: The most bytes an image may unpack to.
-MAX_ENTRY_BYTES = 64 << 20
 
 _ENCRYPTED = 0x1
 
@@ -27,7 +24,7 @@ class ZipSource(Source):
     """Class folders in the zip `path`; classes are found and named as in a folder.
 
     An archive with an entry that points outside of it is refused as a whole, as is one with an image that
-    would unpack to more than `MAX_ENTRY_BYTES` or is encrypted.
+    would unpack to more than `MAX_FILE_BYTES` or is encrypted.
     """
 
     kind = "zip"
@@ -100,11 +97,11 @@ class ZipSource(Source):
             parts = [part for part in path.split("/") if part not in ("", ".")]
             if info.is_dir() or not parts or any(map(is_ignored, parts)) or not is_image_name(parts[-1]):
                 continue
-            if info.file_size > MAX_ENTRY_BYTES:
+            if info.file_size > MAX_FILE_BYTES:
                 raise UserError(
                     label,
                     f"{info.file_size} bytes unpacked",
-                    f"an image of at most {MAX_ENTRY_BYTES} bytes",
+                    f"an image of at most {MAX_FILE_BYTES} bytes",
                     "Take that image out of the archive, or make it smaller.",
                 )
             if info.flag_bits & _ENCRYPTED:

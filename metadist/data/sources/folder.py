@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metadist.data.decode import open_image
+from metadist.data.decode import MAX_FILE_BYTES, BadImage, open_image
 from metadist.data.sources.base import Example, Source, is_ignored, is_image_name, leaf_folders
 from metadist.errors import UserError
 
@@ -75,6 +75,8 @@ class FolderSource(Source):
 
 
 def _load(path: Path) -> Image:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise BadImage(f"more than {MAX_FILE_BYTES} bytes")
     return open_image(path.read_bytes(), str(path))
 
 
