@@ -8,9 +8,9 @@ that the support set's order does not matter. The model's head reads the query's
 by step; the base model gives the features, and is trained with the transformer, whose parameters are named `reader.…`.
 
 Deviations: attention is by cosine, and queries and keys are one projection, where the papers have two and dot products
-(`attention: dot`). So tokens attend to those that are like them before any training, which it would otherwise take
-thousands of tasks to find. A query does not attend to itself. Targets are values, where Müller et al. predict a
-distribution.
+(`attention: dot`). So tokens attend to those that are like them before any training, which dot products took a
+thousand tasks and more to begin with. A query does not attend to itself. Targets are values, where Müller et al.
+predict a distribution.
 """
 
 from __future__ import annotations
