@@ -78,7 +78,8 @@ from metadist.models import (
     own_model_config,
 )
 from metadist.outer import Experiment, OptimizerConfig, OuterRule, ServerConfig, check_groups, check_patterns
-from metadist.reading import MOST_YAML, parse_yaml, read_bounded
+from metadist.reading import read_bounded
+from metadist.reading_yaml import MOST_YAML, parse_yaml
 from metadist.tasks import (
     Episode,
     ImageTasks,

@@ -31,7 +31,7 @@ from metadist.config import (
 from metadist.errors import UserError
 from metadist.learners import MamlConfig, ProtoNetConfig, ReptileConfig
 from metadist.models import Conv4Config, MlpConfig
-from metadist.reading import parse_yaml
+from metadist.reading_yaml import parse_yaml
 from metadist.tasks import SinusoidTasksConfig
 
 REPOSITORY = Path(__file__).parent.parent

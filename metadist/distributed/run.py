@@ -26,7 +26,7 @@ from metadist.distributed.runtime import open_runtime
 from metadist.errors import UserError
 from metadist.learners import Meta, plain_meta
 from metadist.outer import Experiment, OuterState, decode_checkpoint, start_values
-from metadist.reading import MOST_YAML, parse_yaml
+from metadist.reading_yaml import MOST_YAML, parse_yaml
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
 from metadist.tracking import VERSION_TAG, RunEnd, Tracker, open_tracker

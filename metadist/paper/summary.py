@@ -12,7 +12,8 @@ import metadist
 from metadist.config import Job, parse_job
 from metadist.errors import UserError
 from metadist.paper.rows import Row
-from metadist.reading import MOST_JSON, MOST_YAML, parse_json, parse_yaml, read_bounded
+from metadist.reading import MOST_JSON, parse_json, read_bounded
+from metadist.reading_yaml import MOST_YAML, parse_yaml
 from metadist.training.comparison import TaskSet, parse_scores
 from metadist.training.run_folder import RunFolder
 

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from metadist.errors import UserError
-from metadist.reading import MOST_YAML, parse_json, parse_yaml
+from metadist.reading import parse_json
+from metadist.reading_yaml import MOST_YAML, parse_yaml
 from metadist.tracking import MetricsFile
 from metadist.tracking.run_index import StoredRun
 from metadist.training.run_folder import RunFolder, checkpoint_version, subfolders

@@ -24,7 +24,7 @@ from metadist.distributed.run import DataProgress, flat_params, run_tags
 from metadist.distributed.session import ray_session
 from metadist.distributed.store_place import store_place
 from metadist.errors import UserError
-from metadist.reading import MOST_YAML, parse_yaml
+from metadist.reading_yaml import MOST_YAML, parse_yaml
 from metadist.tracking.sweep_tracker import SweepTracker
 from metadist.training.run_folder import RunFolder
 from metadist.tuning import results

@@ -16,7 +16,7 @@ import pytest
 
 from metadist.config import dump_job, identity, identity_sha256, parse_job
 from metadist.learners import LEARNERS, learner_class
-from metadist.reading import parse_yaml
+from metadist.reading_yaml import parse_yaml
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 (EXAMPLE,) = re.findall(r"```python\n(# my_package\.py.*?)```", README, re.DOTALL)

@@ -17,7 +17,7 @@ import torch
 from metadist.config import build_experiment, dump_job, identity, parse_job
 from metadist.errors import UserError
 from metadist.outer import Experiment, check_strategy
-from metadist.reading import parse_yaml
+from metadist.reading_yaml import parse_yaml
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 (EXAMPLE,) = re.findall(r"```python\n(# my_net\.py.*?)```", README, re.DOTALL)

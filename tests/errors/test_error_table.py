@@ -237,7 +237,7 @@ def test_command(
         (["train", "job.yaml", "--workers", "two"], "--workers"),
         (["train", "job.yaml", "--stesp", "3"], "--steps"),
         (["evaluate"], "Missing argument"),
-        (["evaluate", "run", "--shots", "0"], "--shots"),
+        (["evaluate", "run", "--ways", "0"], "--ways"),
         (["evaluate", "run", "--split", "dev"], "--split"),
     ],
 )

@@ -13,7 +13,7 @@ from mutations import PLAIN_ONLY, cut_up, trees
 from outcomes import settles
 
 from metadist import config
-from metadist.reading import parse_yaml
+from metadist.reading_yaml import parse_yaml
 
 SINUSOID = ("maml", "mamlpp", "anil", "boil", "metasgd", "imaml", "cavia", "reptile")
 IMAGES = ("maml", "mamlpp", "protonet", "matching", "relation", "finetune")

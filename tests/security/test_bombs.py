@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from metadist import reading
+from metadist import reading_yaml
 from metadist.data import ClassStore, decode, prepare
 from metadist.errors import UserError
 from metadist.training.run_folder import RunFolder
@@ -46,7 +46,7 @@ TEXTS = {
     "aliases": (ALIASES, "an alias counts"),
     "merges": (MERGES, "an alias counts"),
     "long text again and again": (REPEATED, "an alias counts"),
-    "a large file": ("name: " + "x" * reading.MOST_YAML, "more than 1048576 bytes"),
+    "a large file": ("name: " + "x" * reading_yaml.MOST_YAML, "more than 1048576 bytes"),
     "a large number": ("steps: 0x" + "f" * 5000, "of 20000 bits in line 1"),
     "deep": ("[" * 100_000, "too many brackets"),
 }

@@ -9,7 +9,7 @@ import torch
 
 from metadist.config import build_experiment, dump_job, parse_job
 from metadist.errors import UserError
-from metadist.reading import parse_yaml
+from metadist.reading_yaml import parse_yaml
 from metadist.tasks import (
     Episode,
     LinearTasks,
