@@ -783,8 +783,7 @@ def build_learner(job: Job, distribution: TaskDistribution) -> Learner:
     if (hidden := getattr(job.model, "gates", None)) is not None:
         network = gated(network, hidden)
     make = cast(Callable[[Any, Network], Learner], kind)  # what a learner is called with is its own affair in Python
-    with _fitting("learner", job.learner.kind):
-        return make(job.learner, network)
+    return make(job.learner, network)
 
 
 #: more would be built for ever
@@ -905,7 +904,8 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
         UserError: the data cannot give the job's tasks, or patterns match no parameter.
     """
     distribution = build_distribution(job)
-    learner = build_learner(job, distribution)
+    with _fitting("learner", job.learner.kind):
+        learner = build_learner(job, distribution)
     rule = OuterRule(
         run=run,
         optimizer=job.optimizer,

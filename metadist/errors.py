@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: characters of a value in a message: it must not print a whole file
+MOST_SHOWN = 1000
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: what is wrong, where, and what to do.
@@ -21,7 +24,9 @@ class UserError(ValueError):
 
     def __init__(self, field: str, value: object, expected: str, hint: str = "") -> None:
         self.field, self.value, self.expected, self.hint = field, value, expected, hint
-        super().__init__(f"{field}: got {value!r}, expected {expected}." + (f" {hint}" if hint else ""))
+        shown = repr(value)
+        shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
+        super().__init__(f"{field}: got {shown}, expected {expected}." + (f" {hint}" if hint else ""))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str, str]]:
         return type(self), (self.field, self.value, self.expected, self.hint)

@@ -9,7 +9,7 @@ than evaluation.
 
 The module is two blocks of 3×3 convolution, normalisation, nonlinearity and 2×2 max-pooling, then two fully connected
 layers (section 3.4). Its parameters are named `relation.…`; it is normalised as the base model is, over the pairs of a
-task (`norm: support`: over the pairs of the support set).
+task (`norm: support`: over the pairs of the support set; `single`: each pair together with these).
 
 Deviations: where the maps are too small to be halved twice, the later blocks do not pool; a base model whose features
 are no maps has a module of two fully connected hidden layers; the loss is the mean over the pairs, as in the authors'

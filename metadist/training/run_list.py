@@ -25,6 +25,10 @@ STATUS = {"RUNNING": "running", "FINISHED": "finished", "KILLED": "stopped", "FA
 VALIDATIONS = (("valid/accuracy", True), ("valid/loss", False))
 
 
+#: the end of the year 9998, in seconds since 1970
+LAST_TIME = 253370764800
+
+
 @dataclass(frozen=True)
 class RunRow:
     """One run in a list.
@@ -135,7 +139,7 @@ def row_of(files: RunFiles) -> RunRow:
         name=str(about.get("run") or PurePosixPath(files.folder.location).name),
         found=("folder",),
         location=files.folder.location,
-        started=_number(about.get("started")) or _first_time(files.folder),
+        started=_time(about.get("started")) or _first_time(files.folder),
         state=_state(files, step),
         step=step,
         steps=_whole(_mapping(about.get("identity")).get("steps")),
@@ -196,7 +200,7 @@ def _first_time(folder: RunFolder) -> float | None:
     if not folder.exists("metrics.jsonl"):
         return None
     try:
-        return _number(parse_json(folder.read("metrics.jsonl").split(b"\n", 1)[0])["time"])
+        return _time(parse_json(folder.read("metrics.jsonl").split(b"\n", 1)[0])["time"])
     except (ValueError, LookupError, TypeError):
         return None
 
@@ -274,7 +278,15 @@ def logs_of(folder: RunFolder) -> list[str]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e308:
+        return None
+    return float(value)
+
+
+def _time(value: object) -> float | None:
+    """Seconds since 1970 that a calendar has."""
+    seconds = _number(value)
+    return seconds if seconds is not None and 0 <= seconds < LAST_TIME else None
 
 
 def _whole(value: object) -> int | None:

@@ -132,6 +132,10 @@ def test_another_frozen_part_is_refused(tmp_path: Path, trained: Path) -> None:
             {"freeze": ["step_sizes.*"], "learner": {"kind": "metasgd"}},
             r"freeze: got .* expected patterns of the base model's parameters; step_sizes.* are the learner's own",
         ),
+        (
+            {"freeze": ["norms.*"], "model": {"kind": "mlp", "norm": "batch"}, "learner": {"kind": "mamlpp"}},
+            r"freeze: got .* patterns of the base model's parameters; norms.0.weight, .* are the learner's own",
+        ),
         ({"freeze": ["*"]}, "freeze: got .*, expected patterns that leave some parameters"),
         ({"server": {"share": ["*", "!neck.*"]}}, r"server.share.1: got 'neck.\*', expected a pattern of head.weight"),
         ({"server": {"share": []}}, r"server.share: got \[\], expected patterns that leave some parameters"),

@@ -98,7 +98,18 @@ SETTINGS = [
     (["tasks={kind: sinusoid}", "learner={kind: protonet}"], "learner.kind", "'protonet'", "Use maml or reptile."),
     (["model.pool=true", "model.layers=4"], "model.pool", "True", "images of at least 16 pixels a side"),
     (["optimizer.groups=[{match: 'neck.*'}]"], "optimizer.groups.0.match", "'neck.*'", "head.weight"),
+    # sizes
+    (["steps=0x" + "f" * 500], "--set steps", "'a whole number of 2000 bits", "at most 1000 bits"),
+    (["model.layers=4294967296"], "model.layers", "4294967296", "at most 1000"),
+    (["model.width=9223372036854775808"], "model", "'conv4'", "sizes that can be made; these give TypeError"),
+    (["model.width=4611686018427387904"], "model", "'conv4'", "sizes that can be made; these give RuntimeError"),
+    (["model={kind: mnist_net, kernel: 4294967296}"], "model.kind", "'mnist_net'", "at least 8589934592 pixels"),
+    (["tasks={kind: waveform, valid_classes: 1000000000}"], "tasks.valid_classes", "1000000000", "0 to 100000"),
     # places
+    (["data.source=" + "x" * 300], "data.source", "'xxx", "There is nothing at"),
+    (["data.source='~nobody/x'"], "data.source", "'~nobody/x'", "There is nothing at"),
+    (['data.source="a\\0b"'], "data.source", "'a\\x00b'", "There is nothing at"),
+    (["init_from=" + "x" * 300], "x", "'File name too long'", "a place that can be read"),
     (["data.source=nowhere"], "data.source", "'nowhere'", "There is nothing at"),
     (["data.source='sklearn:digit'"], "data.source", "'sklearn:digit'", "Did you mean 'sklearn:digits'?"),
     (["data.source='foo://x'"], "data.source", "'foo://x'", "the URI of a store"),

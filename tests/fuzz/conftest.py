@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from metadist.data import prepare
 CASES = [60, pytest.param(900, marks=pytest.mark.slow)]
 #: seconds of processor time, and of any time, after which a case counts as hanging
 COMPUTES, WAITS = 20, 300
+#: bytes that a case may take beside what the process has: what asks for more is refused, as on a smaller machine
+MEMORY = 4 << 30
 
 SPLIT = {"train": [0, 1, 2, 3], "valid": [4, 5], "test": [6, 7, 8, 9], "seed": 0}
 TASKS = {"kind": "images", "ways": 2, "shots": 1, "query": 2, "batch": 4, "chunk": 2}
@@ -36,11 +39,15 @@ def watched() -> Iterator[None]:
 
     timers = {signal.SIGPROF: (signal.ITIMER_PROF, COMPUTES), signal.SIGALRM: (signal.ITIMER_REAL, WAITS)}
     before = {number: signal.signal(number, end) for number in timers}
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, limits[1]))
     for timer, seconds in timers.values():
         signal.setitimer(timer, seconds)
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
         for number, (timer, _) in timers.items():
             signal.setitimer(timer, 0)
             signal.signal(number, before[number])

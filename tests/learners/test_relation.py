@@ -130,6 +130,22 @@ def test_is_the_papers(norm: str, loss: str, strategy: str) -> None:
     assert (ahead - behind) / 2e-6 == pytest.approx(slope, abs=1e-6 * length)
 
 
+def test_single_judges_each_query_by_itself() -> None:
+    """Embedding and pairs are normalised with the support set's alone; the strategies agree."""
+    learner = learner_of(conv4("single"))
+    meta, batch = moved(learner), batch_of_two()
+    support, query = (Examples(part.x[0], part.y[0], WAYS) for part in batch)
+    adapted = learner.adapt(meta, support)
+    together = learner.predict(adapted, query.x)
+    apart = torch.cat([learner.predict(adapted, row[None]) for row in query.x])
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
+    others = learner_of(conv4("batch"))
+    assert not torch.allclose(others.predict(others.adapt(meta, support), query.x), together, rtol=1e-3)
+    loop, vectorized = (compute_meta_gradient(learner, meta, batch, strategy) for strategy in ("loop", "vectorized"))
+    for name, value in loop.gradient.items():
+        torch.testing.assert_close(vectorized.gradient[name], value, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("module", "shapes"),
     [

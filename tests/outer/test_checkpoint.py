@@ -6,6 +6,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,6 +15,7 @@ import torch
 from metadist.errors import UserError
 from metadist.learners import Meta
 from metadist.outer import Checkpoint, OuterState, decode_checkpoint, encode_checkpoint, meta_sha256
+from metadist.outer.checkpoint import _content_sha256, _read
 from metadist.outer.digest import tensors_sha256
 
 PROGRESS = {"best_version": 2, "best_score": 0.1 + 0.2, "since_best": 0, "seconds": 1e-17, "ended_early": False}
@@ -115,6 +117,29 @@ def test_a_newer_format_is_refused(data: bytes) -> None:
 def test_a_header_that_is_not_what_we_write_is_refused(data: bytes, field: str) -> None:
     with pytest.raises(UserError, match=r"^file: got"):
         decode_checkpoint(with_header(data, **{field: "{"}), "file")
+
+
+@pytest.mark.parametrize(
+    ("about", "names"),
+    [
+        ({"version": "3"}, []),
+        ({"identity": None}, []),
+        ({"progress": [1]}, []),
+        ({"frozen_sha256": 5}, []),
+        ({}, ["elsewhere/x"]),
+        ({}, ["x"]),
+        ({}, ["optimizer/x"]),
+    ],
+)
+def test_a_content_of_another_form_is_refused_though_its_digest_is_right(
+    data: bytes, about: dict[str, Any], names: list[str]
+) -> None:
+    old, tensors = _read(data)
+    tensors |= {name: torch.ones(1) for name in names}
+    content = json.dumps(json.loads(old["about"]) | about)
+    signed = old | {"about": content, "content_sha256": _content_sha256(content, tensors)}
+    with pytest.raises(UserError, match=r"^file: got .*, expected a checkpoint's content"):
+        decode_checkpoint(safetensors.torch.save(tensors, signed), "file")
 
 
 class Evil:

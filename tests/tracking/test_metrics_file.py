@@ -41,7 +41,16 @@ def test_torn_last_line_is_dropped(tmp_path: Path) -> None:
 
 def test_broken_line_in_the_middle_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "values": {"a": 1}}\n{"st\n[]\n{"step": 3, "values": {"a": 3}}\n')
+    odd = [
+        '{"st',
+        "[]",
+        '{"step": 1e999, "values": {}}',
+        '{"step": 2, "values": {"a": [1]}}',
+        "[" * 100_000,
+        "x" * 2**21,
+    ]
+    lines = ['{"step": 1, "values": {"a": 1}}', *odd, '{"step": 3, "values": {"a": 3}}', ""]
+    path.write_text("\n".join(lines))
     assert [step for step, _ in MetricsFile.read(str(path))] == [1, 3]
 
 

@@ -133,6 +133,9 @@ def test_scores_survive_a_file() -> None:
         lambda content: content["tests"][0]["scores"].pop(),
         lambda content: content["tests"][0].update(scores="high"),
         lambda content: content["tests"][0].update(protocol=None),
+        lambda content: content["tests"][0]["protocol"].pop("query"),
+        lambda content: content["tests"][0].update(norm=0.5),
+        lambda content: content["tests"][0].update(steps=[3]),
     ],
 )
 def test_something_else_is_noticed(spoil: Any) -> None:

@@ -182,8 +182,15 @@ def test_renewing_tells_the_time(folder: RunFolder) -> None:
     assert folder.read_json("lease.json")["time"] > 1e9
 
 
-def test_a_broken_lease_is_the_users(folder: RunFolder) -> None:
-    folder.write("lease.json", b"{")
+@pytest.mark.parametrize(
+    "changes", [None, {"epoch": "1"}, {"pid": None}, {"pid": -1}, {"pid": 2**40}, {"host": 5}, {"time": float("nan")}]
+)
+def test_a_broken_lease_is_the_users(folder: RunFolder, changes: dict[str, Any] | None) -> None:
+    folder.acquire()
+    if changes is None:
+        folder.write("lease.json", b"{")
+    else:
+        change_lease(folder, **changes)
     with pytest.raises(UserError, match=r"lease\.json"):
         folder.acquire()
 

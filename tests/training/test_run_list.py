@@ -81,6 +81,14 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     assert folder_row(folder.location) == RunRow("new", ("folder",), folder.location, state="running")
 
 
+@pytest.mark.parametrize("started", ["1e308", "-1", "NaN", "1" + "0" * 400])
+def test_a_time_that_no_calendar_has(tmp_path: Path, started: str) -> None:
+    place = make(tmp_path / "run", outcome="finished", step=6)
+    (place / "run.json").write_text(f'{{"run": "run", "started": {started}}}')
+    row = folder_row(str(place))
+    assert row.started == pytest.approx(json.loads((place / "metrics.jsonl").read_text().splitlines()[0])["time"])
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
