@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from metadist.errors import UserError
 from metadist.learners import Meta
 from metadist.outer import (
@@ -109,8 +111,8 @@ class Server:
             )
         entries = [(name, v) for name, entry in read.state.optimizer.items() for v in entry.values() if v.dim()]
         for name, value in [*read.state.average.items(), *entries]:
-            if f"shape {list(value.shape)}" != own.get(name):
-                found = f"shape {list(value.shape)} of the optimizer's state of {name}"
+            if _shape(value) != own.get(name):
+                found = f"beside {name}: {_shape(value)}"
                 raise UserError(path, found, own.get(name, "no such tensor"), "The checkpoint was changed.")
         if read.frozen_sha256 != self._frozen_sha256:
             raise UserError(
@@ -123,4 +125,8 @@ class Server:
 
 
 def _shapes(meta: Meta) -> dict[str, str]:
-    return {name: f"shape {list(value.shape)}" for name, value in (meta.parameters | meta.statistics).items()}
+    return {name: _shape(value) for name, value in (meta.parameters | meta.statistics).items()}
+
+
+def _shape(value: Tensor) -> str:
+    return f"shape {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
