@@ -111,8 +111,8 @@ class Server:
             )
         entries = [(name, v) for name, entry in read.state.optimizer.items() for v in entry.values() if v.dim()]
         for name, value in [*read.state.average.items(), *entries]:
-            if (found := _shape(value)) != own.get(name):
-                found = f"{found} of the optimizer's state of {name}"
+            if _shape(value) != own.get(name):
+                found = f"beside {name}: {_shape(value)}"
                 raise UserError(path, found, own.get(name, "no such tensor"), "The checkpoint was changed.")
         if read.frozen_sha256 != self._frozen_sha256:
             raise UserError(

@@ -18,7 +18,7 @@ from hypothesis.strategies import SearchStrategy
 from metadist.data import prepare
 
 #: cases of each property, in `make test` and in `make test-all`
-CASES = [60, pytest.param(900, marks=pytest.mark.slow)]
+CASES = [60, pytest.param(1500, marks=pytest.mark.slow)]
 #: seconds of processor time, and of any time, after which a case counts as hanging
 COMPUTES, WAITS = 20, 300
 #: bytes that a case may take beside what the process has: what asks for more is refused, as on a smaller machine
