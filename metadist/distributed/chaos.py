@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from metadist.errors import UserError
+from metadist.tracking import MetricsFile
+from metadist.training.run_folder import RunFolder, checkpoint_version
 
 Kind = Literal["worker", "server", "driver"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -92,7 +94,7 @@ def endure(
         RuntimeError: the driver ended by itself before the job did, or gets nowhere.
     """
     command = [sys.executable, "-m", "metadist", "train", job, "--run", run, "--json", *options]
-    metrics, log = Path(storage, run, "metrics.jsonl"), Path(storage, f"{run}.log")
+    folder, log = RunFolder(f"{storage}/{run}"), Path(storage, f"{run}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     ordeal = Ordeal({}, 0.0)
     began, last, fruitless = time.monotonic(), 0, 0
@@ -106,8 +108,9 @@ def endure(
             out, _ = driver.communicate()
         if not killed:
             break
-        reached = last_step(metrics)
-        ordeal.repeated += reached - _resumed_at(Path(storage, run)) if reached else 0
+        steps = MetricsFile.read(f"{folder.location}/metrics.jsonl") if folder.exists("metrics.jsonl") else []
+        reached, saved = max((step for step, _ in steps), default=0), folder.checkpoints()
+        ordeal.repeated += reached - (checkpoint_version(saved[-1]) if saved else 0)
         fruitless = 0 if reached > last else fruitless + 1
         last = max(last, reached)
         if fruitless == LIVES:
@@ -161,22 +164,6 @@ def processes_of(ancestor: int, title: bytes) -> list[int]:
         return process == ancestor
 
     return [process for process in titled if descends(process)]
-
-
-def last_step(metrics: Path) -> int:
-    """The last step in a run's metrics file; 0 without any."""
-    steps = [0]
-    with contextlib.suppress(OSError):
-        for line in metrics.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):  # torn by a death
-                steps.append(int(json.loads(line)["step"]))
-    return max(steps)
-
-
-def _resumed_at(folder: Path) -> int:
-    """The step of a run's newest checkpoint, from which it goes on; 0 without any."""
-    names = sorted(path.name for path in (folder / "checkpoints").glob("step-*.safetensors"))
-    return int(names[-1].removeprefix("step-").removesuffix(".safetensors")) if names else 0
 
 
 def parse_kinds(text: str, every: str) -> dict[Kind, float]:

@@ -46,9 +46,8 @@ class Hypernetwork(Learner):
 
     def __init__(self, config: HypernetworkConfig, network: Network) -> None:
         super().__init__(network, eval_steps=0)
-        norms = {f"{name}.weight" for name, part in network.module.named_modules() if isinstance(part, Norm)}
+        self.scales = {f"{name}.weight" for name, part in network.module.named_modules() if isinstance(part, Norm)}
         self.generator = WeightGenerator(config, network, ["*"], config.depth)
-        self.scales = norms
 
     def init(self, generator: Generator) -> Meta:
         every = self.network.fresh(generator)

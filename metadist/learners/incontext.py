@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metadist.learners.metric import direction
-from metadist.learners.reading import Reading
+from metadist.learners.reader import Reading
 from metadist.models import TransformerConfig
 from metadist.models.base import Activation
 from metadist.models.transformer import Layer, StepNorm

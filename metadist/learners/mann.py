@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from metadist.errors import UserError
 from metadist.learners.base import Meta
 from metadist.learners.metric import Memory, direction
-from metadist.learners.reading import Reading, labels
+from metadist.learners.reader import Reading, labels
 from metadist.models import LstmConfig
 from metadist.models.recurrent import LstmLayer
 from metadist.tasks import Examples

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from metadist.distributed.chaos import Schedule, last_step, parse_kinds, processes_of
+from metadist.distributed.chaos import Schedule, parse_kinds, processes_of
 from metadist.errors import UserError
 
 
@@ -64,13 +64,6 @@ def test_processes_are_found_below_a_process_only() -> None:
         assert processes_of(process.pid, title.encode()) == [process.pid]
         assert processes_of(os.getpid(), b"ray::ServerActor of a test") == []
         process.communicate(b"")
-
-
-def test_the_last_step_is_read_from_a_torn_file(tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    assert last_step(metrics) == 0
-    metrics.write_text('{"step": 3, "values": {}}\n{"step": 4, "values": {}}\n{"step": 5, "va')
-    assert last_step(metrics) == 4
 
 
 def test_a_job_without_actors_is_refused(metadist: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,31 +12,23 @@ import safetensors.torch
 import torch
 import yaml
 
-from metadist.config import Job, build_experiment, identity, parse_job
+from metadist.config import Job, build_experiment, identity
 from metadist.distributed.evaluate import EvaluationRequest, evaluate_run
-from metadist.distributed.run import RunOptions, open_run, resume_run, train_job, with_parts
+from metadist.distributed.run import RunOptions, open_run, resume_run, with_parts
 from metadist.testing.observers import Notes
 from metadist.training.start_values import read_start
+from tests.distributed import test_init_from
 
+MODEL = {"kind": "mlp", "hidden": [4]}
 STUDENT = {"kind": "maml", "inner_lr": 0.1}
 
 
 def job(tmp_path: Path, **changes: Any) -> Job:
-    content: dict[str, Any] = {
-        "steps": 4,
-        "runtime": "inprocess",
-        "storage": str(tmp_path),
-        "tasks": {"kind": "linear", "ways": 2, "shots": 2, "query": 3, "batch": 4, "chunk": 2},
-        "model": {"kind": "mlp", "hidden": [4]},
-        "evaluation": {"every": 2, "tasks": 4, "test_tasks": 4},
-        "checkpoint": {"every": 2},
-        "tracking": {"uri": "none"},
-    }
-    return parse_job(content | changes)
+    return test_init_from.job(tmp_path, **{"model": MODEL} | changes)
 
 
-def run(tmp_path: Path, name: str, stop_after: int | None = None, test: bool = False, **changes: Any) -> dict[str, Any]:
-    return train_job(job(tmp_path, **changes), Notes(), RunOptions(run=name, stop_after=stop_after, test=test))
+def run(tmp_path: Path, name: str, **changes: Any) -> dict[str, Any]:
+    return test_init_from.run(tmp_path, name, **{"model": MODEL} | changes)
 
 
 def distilled(teacher: Any, **settings: Any) -> dict[str, Any]:

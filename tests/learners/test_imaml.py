@@ -7,29 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metadist.errors import UserError
 from metadist.learners import Imaml, ImamlConfig, Meta, Network, functional_gradients
 from metadist.learners.gradient import Parameters, hessian_product
 from metadist.learners.imaml import conjugate_gradient
-from metadist.models import BaseModel
 from metadist.outer import compute_meta_gradient
 from metadist.tasks import Examples, Task
+from tests.learners.conftest import Slope
 
 torch.set_num_threads(1)
 F64 = torch.float64
-
-
-class Slope(BaseModel):
-    """y = w x."""
-
-    def __init__(self) -> None:
-        super().__init__("none", 1, None)
-        self.w = nn.Parameter(torch.zeros(1, 1))
-
-    def features(self, x: Tensor, reference: int | None) -> Tensor:
-        return x * self.w
 
 
 def values(*numbers: float) -> Tensor:

@@ -7,27 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metadist.learners import MetaLstm, MetaLstmConfig, Network, metalstm, plain_meta
 from metadist.learners.metalstm import preprocessed
-from metadist.models import BaseModel, Mlp, MlpConfig
+from metadist.models import Mlp, MlpConfig
 from metadist.outer import compute_meta_gradient
 from metadist.tasks import Examples, Task
+from tests.learners.conftest import Slope
 
 torch.set_num_threads(1)
 F64 = torch.float64
-
-
-class Slope(BaseModel):
-    """y = w x."""
-
-    def __init__(self) -> None:
-        super().__init__("none", 1, None)
-        self.w = nn.Parameter(torch.zeros(1, 1))
-
-    def features(self, x: Tensor, reference: int | None) -> Tensor:
-        return x * self.w
 
 
 def values(*numbers: float) -> Tensor:
