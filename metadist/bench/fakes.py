@@ -51,11 +51,12 @@ class FakePool(RayPool):
         if dispatcher.fingerprint["torch"] != "none":
             raise NotWell("a fake worker has imported torch")
 
-    def sleep(self, seconds: float) -> None:
-        """How long every chunk takes from now on."""
+    def sleep(self, seconds: float, of: int | None = None) -> None:
+        """How long chunks take from now on: those of the first so many workers, or all."""
         import ray
 
-        ray.get([member.actor.sleep.remote(seconds) for member in self._members.values()], timeout=DEADLINE)
+        members = list(self._members.values())[:of]
+        ray.get([member.actor.sleep.remote(seconds) for member in members], timeout=DEADLINE)
 
     def private_megabytes(self) -> float:
         """Memory of its own that a worker has, in 10⁶ bytes; the mean of all."""

@@ -178,6 +178,32 @@ def scaling_command(
         typer.echo(json_line(measured))
 
 
+@app.command("straggler")
+def straggler_command(
+    workers: int = typer.Option(4, help="Workers; they sleep instead of computing."),
+    chunks: int = typer.Option(4, help="Chunks of a step for each of them."),
+    sleep: float = typer.Option(0.2, help="Seconds that they sleep for a chunk."),
+    times: float = typer.Option(10.0, help="How many times as long the slow one takes."),
+    steps: int = typer.Option(8, help="Steps in a round."),
+    repeats: int = typer.Option(3, help="Rounds, each without and with the slow one."),
+    as_json: bool = _JSON,
+) -> None:
+    """What one slow worker costs a step: what it takes too long for is computed elsewhere too."""
+    from metadist.bench.straggler import measure_straggler
+
+    result, measured = measure_straggler(workers, chunks, sleep, times, steps, repeats)
+    table = table_of("ms/step", "median", "least", "most")
+    for name, rate in (("all alike", result.alike), (f"one {times:g} times as slow", result.slow)):
+        table.add_row(name, *(f"{1e3 * value:.1f}" for value in (rate.median, rate.low, rate.high)))
+    print_all(
+        table,
+        f"{result.ratio:.2f} times as long; with chunks of any size it could be {result.bound:.2f}",
+        f"{result.doubled:.1f} of {workers * chunks} chunks of a step were given to a second worker",
+    )
+    if as_json:
+        typer.echo(json_line(measured))
+
+
 def _figures(rate: Rate) -> tuple[str, ...]:
     return tuple(f"{value:.1f}" for value in (rate.median, rate.low, rate.high))
 

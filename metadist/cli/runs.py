@@ -153,6 +153,7 @@ def _details(files: RunFiles) -> dict[str, Any]:
         "worker_losses": summary.get("worker_losses", run_list.worker_losses(files)),
         "server_losses": summary.get("server_losses"),
         "chunks_redone": summary.get("chunks_redone"),
+        "chunks_doubled": summary.get("chunks_doubled"),
         "tested_step": summary.get("tested_step"),
         "checkpoints": files.checkpoints,
         "logs": run_list.logs_of(files.folder),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.store_place import Parcel
@@ -45,7 +45,11 @@ class RayPool(WorkerPool):
 
     def __init__(self, blueprint: Blueprint, workers: int, cpus: float) -> None:
         self._actor = ray.remote(self.actor_class).options(
-            num_cpus=cpus, num_gpus=blueprint.gpus, max_restarts=0, max_task_retries=0
+            num_cpus=cpus,
+            num_gpus=blueprint.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            allow_out_of_order_execution=True,  # what waits for its version holds nothing up, and can be cancelled
         )
         self._blueprint, self._cpus = blueprint, cpus
         self._members: dict[int, _Member] = {}
@@ -71,6 +75,12 @@ class RayPool(WorkerPool):
         member.reports[report] = ticket
         return payload
 
+    def withdraw(self, worker: int, ticket: int) -> None:
+        reports = self._members[worker].reports
+        (report,) = (ref for ref, of in reports.items() if of == ticket)
+        del reports[report]
+        ray.cancel(report)
+
     def wait(self, timeout: float) -> list[Event]:
         deadline = time.monotonic() + timeout
         while True:
@@ -95,7 +105,7 @@ class RayPool(WorkerPool):
         try:
             value = ray.get(ref, timeout=60)
         except RayTaskError as error:
-            if isinstance(error.cause, RayActorError | ObjectLostError) and member.joined:
+            if isinstance(error.cause, RayActorError | ObjectLostError | TaskCancelledError) and member.joined:
                 return Voided(name, member.reports.pop(ref))
             if isinstance(error.cause, UserError):  # found by the check before the first step
                 raise error.cause from None

@@ -355,6 +355,7 @@ def _summarize(
         "worker_losses": result.worker_losses,
         "server_losses": result.server_losses,
         "chunks_redone": result.chunks_redone,
+        "chunks_doubled": result.chunks_doubled,
         "steps_skipped": result.skipped,
         "tested_step": result.tested,
         "tested_as": result.tested_as,

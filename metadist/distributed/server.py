@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLos
 STATE_STEPS, STATE_VALUES = 4, 4_000_000
 #: … but fewer where the payloads since the last state would take more than this share of the object store
 HELD_SHARE = 0.25
+#: servers that may be lost in a row before one has gone on
+LIVES = 5
 
 
 class RayServer(ParameterServer):
@@ -48,7 +51,11 @@ class RayServer(ParameterServer):
         # On the driver's own node: it writes the run folder, which may be on a disk of that node.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(ServerActor).options(
-            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
+            num_cpus=0,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=here,
+            allow_out_of_order_execution=True,  # a step that is ordered anew does not wait for the old order's payloads
         )
         return actor.remote(self._blueprint)
 
@@ -62,9 +69,14 @@ class RayServer(ParameterServer):
         return published
 
     def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
-        published, update = self._actor.apply.options(num_returns=2).remote(version, phase, *payloads)
+        if (version, phase) in self._ordered:
+            ray.cancel(self._ordered[version, phase][1])
+        # Calls are not made in their order, but what they need comes before them.
+        before = max((step for step in self._ordered if step < (version, phase)), default=None)
+        after = None if before is None else self._ordered[before][1]
+        published, update = self._actor.apply.options(num_returns=2).remote(version, phase, after, *payloads)
         with_state = phase == 0 and (version + 1) % self._state_every == 0
-        state = self._actor.state.options(num_returns=2).remote() if with_state else None
+        state = self._actor.state.options(num_returns=2).remote(update) if with_state else None
         self._ordered[version, phase] = (payloads, update, state)
         return published
 
@@ -88,16 +100,20 @@ class RayServer(ParameterServer):
         return update
 
     def recover(self) -> Ref:
-        ray.kill(self._actor)
         self._ordered.clear()
         self._coming = None
-        self._actor = self._make()
-        if self._state is None:  # it had not been started: it was only to read
-            return None
-        published = self._actor.restore.remote(self._state)
-        for at, payloads in self._since_state:
-            published, _ = self._actor.apply.options(num_returns=2).remote(*at, *payloads)
-        return published
+        steps = [(*at, len(payloads)) for at, payloads in self._since_state]
+        held = [payload for _, payloads in self._since_state for payload in payloads]
+        for _ in range(LIVES):
+            ray.kill(self._actor)
+            self._actor = self._make()
+            if self._state is None:  # it had not been started: it was only to read
+                return None
+            published, there = self._actor.restore.options(num_returns=2).remote(self._state, steps, *held)
+            with contextlib.suppress(ServerLost):
+                self._get(there)  # nothing is ordered of a server that has not gone on: order is not kept
+                return published
+        raise ServerLost(f"{LIVES} parameter servers in a row were lost before they had gone on; use --resume")
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
         there = folder.anchored()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from metadist.distributed.blueprint import Blueprint
@@ -36,19 +38,38 @@ class ServerActor:
         """Load what the first step would have to load, while the workers get ready."""
         load_torch_extras()
 
-    def restore(self, state: OuterState) -> Published:
-        """Go on from a state that another server returned."""
-        return self._server.restore(own_copy(state))
+    def restore(
+        self, state: OuterState, steps: Sequence[tuple[int, int, int]], *payloads: Payload
+    ) -> tuple[Published, int]:
+        """Go on from a state that another server returned; also the version, which says that it has.
 
-    def apply(self, version: int, phase: int, *payloads: Payload) -> tuple[Published, Update]:
-        """See `Server.apply`."""
+        Args:
+            steps: version, phase and number of payloads of what was taken since that state.
+            payloads: of these steps, one after the other.
+        """
+        published, remaining = self._server.restore(own_copy(state)), iter(payloads)
+        for version, phase, count in steps:
+            taken = list(itertools.islice(remaining, count))
+            self._blueprint.reach("apply", version)
+            published, _, _ = self._server.apply(version, taken, phase)
+        return published, published.version
+
+    def apply(self, version: int, phase: int, after: Update | None, *payloads: Payload) -> tuple[Published, Update]:
+        """See `Server.apply`.
+
+        Args:
+            after: answer to the step before, where it was not known yet.
+        """
         self._blueprint.reach("apply", version)
         published, update, _ = self._server.apply(version, payloads, phase)
         self._blueprint.reach("applied", version)
         return published, update
 
-    def state(self) -> tuple[OuterState, tuple[int, int]]:
+    def state(self, after: Update) -> tuple[OuterState, tuple[int, int]]:
         """The current state, and its version and phase, which say that it is there.
+
+        Args:
+            after: answer to the step that is to be in it.
 
         A call of its own, because the state is several times a version: the workers have that already, and this goes
         on while they compute.

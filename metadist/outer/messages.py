@@ -6,6 +6,7 @@ moves references to them, and reads reports.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -61,10 +62,23 @@ class Payload:
     statistics: Arrays
     tasks: int
 
+    @property
+    def digest(self) -> str:
+        """Of the sums' bits: the same for workers that computed the same."""
+        digest = hashlib.sha256()
+        for group in (self.gradient, self.statistics):
+            for name in sorted(group):
+                digest.update(np.ascontiguousarray(group[name]).data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """A chunk's scalars, for the driver: sums over its tasks (see `MetaGradient`), and its processor seconds."""
+    """A chunk's scalars, for the driver: sums over its tasks (see `MetaGradient`), and its processor seconds.
+
+    Attributes:
+        digest: of the payload that it goes with.
+    """
 
     key: ChunkKey
     tasks: int
@@ -73,6 +87,7 @@ class ChunkReport:
     rows: int
     finite: bool
     seconds: float
+    digest: str = ""
 
 
 class Verdict(StrEnum):

@@ -48,6 +48,7 @@ class Runtime:
         pool: makes a pool with so many workers.
         put: makes a ref of a value.
         get: waits for the value of a ref.
+        never: makes a ref whose value never comes.
         timeout: seconds within which a worker has done a small piece of work.
     """
 
@@ -56,6 +57,7 @@ class Runtime:
     pool: Callable[[int], WorkerPool]
     put: Callable[[Any], Ref]
     get: Callable[[Ref], Any]
+    never: Callable[[], Ref]
     timeout: float = 60.0
 
 
@@ -150,6 +152,14 @@ class ParameterServerContract:
         following = self.step(runtime, server, 0)
         assert server.outcome(0).verdict is Verdict.ACCEPTED
         assert sha(runtime.get(following)) == meta_sha256(oracle(runtime.experiment, 1).meta)
+
+    def test_an_order_whose_payloads_do_not_come_is_replaced(self, runtime: Runtime, server: ParameterServer) -> None:
+        server.start(None, None)
+        server.apply(0, [runtime.never() for _ in range(runtime.experiment.rule.chunks)])
+        for version in range(2):
+            following = self.step(runtime, server, version)
+            assert server.outcome(version).verdict is Verdict.ACCEPTED
+            assert sha(runtime.get(following)) == meta_sha256(oracle(runtime.experiment, version + 1).meta)
 
     def test_recovers_at_the_last_outcome(self, runtime: Runtime, server: ParameterServer) -> None:
         server.start(None, None)
@@ -274,7 +284,7 @@ class WorkerPoolContract:
     def test_chunks_are_those_of_the_worker_class(
         self, runtime: Runtime, pool: WorkerPool, published: Published
     ) -> None:
-        """The same bits as one worker in this process, in order of submission for each worker."""
+        """The same bits as one worker in this process."""
         names, version = self.joined(runtime, pool), runtime.put(published)
         works = [
             GradientWork(ChunkKey(runtime.experiment.rule.run, 0, 0, chunk), "loop")
@@ -295,8 +305,22 @@ class WorkerPoolContract:
             for mine, theirs in ((payload.gradient, sent.gradient), (payload.statistics, sent.statistics)):
                 assert mine.keys() == theirs.keys()
                 assert all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)
-        tickets = {name: [e.ticket for e in events if isinstance(e, Done) and e.worker == name] for name in names}
-        assert tickets == {name: list(range(7, 7 + len(works)))[i :: len(names)] for i, name in enumerate(names)}
+        tickets = {name: {e.ticket for e in events if isinstance(e, Done) and e.worker == name} for name in names}
+        assert tickets == {name: set(range(7, 7 + len(works))[i :: len(names)]) for i, name in enumerate(names)}
+
+    def test_work_whose_version_never_comes_can_be_taken_back(
+        self, runtime: Runtime, pool: WorkerPool, published: Published
+    ) -> None:
+        (name, *_), version = self.joined(runtime, pool), runtime.put(published)
+        work = GradientWork(ChunkKey(runtime.experiment.rule.run, 0, 0, 0), "loop")
+        for ticket in range(3):
+            pool.submit(name, ticket, work, runtime.never())
+        for ticket in range(3):
+            pool.withdraw(name, ticket)
+        pool.submit(name, 3, work, version)
+        (event,) = self.events(runtime, pool, 1)
+        assert isinstance(event, Done)
+        assert (event.worker, event.ticket) == (name, 3)
 
     def test_checks_and_evaluates(self, runtime: Runtime, pool: WorkerPool, published: Published) -> None:
         (name, *_), version = self.joined(runtime, pool), runtime.put(published)

@@ -6,6 +6,7 @@ its payloads are there. Nothing depends on time: the order follows from a seed.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -44,18 +45,21 @@ class Fault:
     Attributes:
         kind: `kill`: the worker that takes up the chunk dies; `kill_after`: it dies when its payload was sent and its
             report was not; `void`: the chunk's version is gone; `lose_payload`: the chunk's payload is gone;
-            `nan`: the chunk's sums are NaN; `stall`: no worker does anything any more; `lose_server`: the server
-            is gone when the outcome of the step is asked for.
+            `nan`: the chunk's sums are NaN; `drift`: they are not quite what they should be; `stall`: no worker does
+            anything any more; `hang`: the worker that takes up the chunk does nothing for `lasts`; `lose_server`: the
+            server is gone when the outcome of the step is asked for.
         version: version that the step starts from.
         times: strikes that are left.
         struck: strikes that have happened.
+        lasts: how long a worker hangs; a piece of work takes 1.
     """
 
-    kind: Literal["kill", "kill_after", "void", "lose_payload", "nan", "stall", "lose_server"]
+    kind: Literal["kill", "kill_after", "void", "lose_payload", "nan", "drift", "stall", "hang", "lose_server"]
     version: int
     chunk: int = 0
     times: int = 1
     struck: int = 0
+    lasts: float = math.inf
 
 
 @dataclass(eq=False)
@@ -123,6 +127,9 @@ class FakeServer(ParameterServer):
 
     def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
         step = _Step((version, phase), list(payloads))
+        for replaced in [old for old in self._ordered if old.at == step.at and old.update is None]:
+            replaced.following.state = "gone"
+            self._ordered.remove(replaced)
         self._ordered.append(step)
         return step.following
 
@@ -198,6 +205,9 @@ class FakePool(WorkerPool):
         self._orders: dict[int, deque[_Order]] = {}
         self._workers: dict[int, Worker] = {}
         self._news: list[Event] = []
+        #: the time, in pieces of work
+        self.now = 0.0
+        self._hangs: dict[int, float] = {}
         self._next = 0
         for _ in range(workers):
             self._start()
@@ -213,23 +223,45 @@ class FakePool(WorkerPool):
         self._orders[worker].append(order)
         return order.payload
 
+    def clock(self) -> float:
+        return self.now
+
+    def withdraw(self, worker: int, ticket: int) -> None:
+        orders = self._orders[worker]
+        self._orders[worker] = deque(order for order in orders if order.ticket != ticket)
+
     def wait(self, timeout: float) -> list[Event]:
         events, self._news = self._news, []
+        until = self.now + timeout
         while not events or self._random.random() < 0.5:
             self._server.settle()
-            ready = [name for name, orders in self._orders.items() if orders and orders[0].version.state != "pending"]
+            begun = [name for name, held in self._orders.items() if held and held[0].version.state != "pending"]
+            ready = [name for name in begun if self._hangs.get(name, 0) <= self.now]
             if not ready:
-                break
-            events.append(self._take_up(self._random.choice(ready)))
+                back = min((self._hangs[name] for name in begun), default=until)
+                if events or back >= until:
+                    break
+                self.now = back
+                continue
+            event = self._take_up(self._random.choice(ready))
+            if event is not None:
+                events.append(event)
+                self.now += 1.0
         if not events:
+            self.now = until
             raise TimeoutError(f"no worker finished anything within {timeout:g} s")
         return events
 
-    def _take_up(self, worker: int) -> Event:
+    def _take_up(self, worker: int) -> Event | None:
         order = self._orders[worker].popleft()
-        kind = self._strike(order.work)
+        fault = self._strike(order.work)
+        kind = fault and fault.kind
         if kind == "stall":
             raise TimeoutError("no worker finished anything")
+        if fault is not None and kind == "hang":
+            self._hangs[worker] = self.now + fault.lasts
+            self._orders[worker].appendleft(order)
+            return None
         if kind == "kill":
             order.payload.state = "gone"
             return self._lose(worker, order)
@@ -246,6 +278,11 @@ class FakePool(WorkerPool):
             assert isinstance(report, ChunkReport)
             payload = replace(payload, gradient={n: np.full_like(a, np.nan) for n, a in payload.gradient.items()})
             report = replace(report, finite=False)
+        if kind == "drift":
+            assert payload is not None
+            assert isinstance(report, ChunkReport)
+            payload = replace(payload, gradient={n: np.nextafter(a, 1) for n, a in payload.gradient.items()})
+            report = replace(report, digest=payload.digest)
         order.payload.fill(payload)
         if kind == "lose_payload":
             order.payload.state = "gone"
@@ -261,13 +298,13 @@ class FakePool(WorkerPool):
         self._start()
         return Lost(worker, (first.ticket, *(order.ticket for order in waiting)), "killed by a fault")
 
-    def _strike(self, work: Work) -> str | None:
+    def _strike(self, work: Work) -> Fault | None:
         if isinstance(work, GradientWork):
             for fault in self._faults:
                 place = (fault.version, fault.chunk)
                 if fault.kind != "lose_server" and fault.times and place == (work.key.version, work.key.chunk):
                     fault.times, fault.struck = fault.times - 1, fault.struck + 1
-                    return fault.kind
+                    return fault
         return None
 
     def close(self) -> None:

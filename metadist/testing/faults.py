@@ -24,10 +24,35 @@ class KillOnce:
     marker: str
 
     def __call__(self, point: str, version: int) -> None:
-        if (point, version) != (self.point, self.version):
-            return
-        try:
-            os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
+        if (point, version) == (self.point, self.version) and _first(self.marker):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class HangOnce:
+    """Stops the first process that comes to a point of its work at a version, until it is let go.
+
+    Attributes:
+        point: see `KillOnce`.
+        marker: see `KillOnce`.
+        gate: path of a named pipe; the process goes on when somebody opens it for writing.
+    """
+
+    point: str
+    version: int
+    marker: str
+    gate: str
+
+    def __call__(self, point: str, version: int) -> None:
+        if (point, version) == (self.point, self.version) and _first(self.marker):
+            with open(self.gate):
+                pass
+
+
+def _first(marker: str) -> bool:
+    """Whether no process was here before."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True

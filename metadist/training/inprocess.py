@@ -39,6 +39,9 @@ class InProcessPool(WorkerPool):
         self._queue.append((ticket, work, version, payload))
         return payload
 
+    def withdraw(self, worker: int, ticket: int) -> None:
+        self._queue = deque(order for order in self._queue if order[0] != ticket)
+
     def wait(self, timeout: float) -> list[Event]:
         if not self._greeted:
             self._greeted = True

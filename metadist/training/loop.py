@@ -99,6 +99,7 @@ class TrainResult:
     worker_losses: int
     server_losses: int
     chunks_redone: int
+    chunks_doubled: int
     skipped: int = 0
     tested: int | None = None
     tested_as: str | None = None
@@ -320,6 +321,7 @@ class _Run:
             worker_losses=self.dispatcher.losses,
             server_losses=self.stepper.server_losses,
             chunks_redone=self.stepper.redone,
+            chunks_doubled=self.dispatcher.doubled,
             skipped=self.stepper.skipped,
             **tests,
         )

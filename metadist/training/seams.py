@@ -6,6 +6,7 @@ runtime keeps it and may not exist yet: the loop hands refs on without looking i
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,11 +61,23 @@ class PoolError(RuntimeError):
 
 
 class WorkerPool(ABC):
-    """Workers that take work. Work given to one worker is done in the order in which it was given."""
+    """Workers that take work.
+
+    A worker does one piece of work at a time, in the order in which it was given or nearly so; one whose version is not
+    there yet holds up no other.
+    """
+
+    def clock(self) -> float:
+        """The time in seconds, from any start."""
+        return time.monotonic()
 
     @abstractmethod
     def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
         """Give `work` at a version to a worker, without waiting; returns the ref of its payload."""
+
+    @abstractmethod
+    def withdraw(self, worker: int, ticket: int) -> None:
+        """Take back work whose version is not there yet: no event tells of it. What has been begun may be done."""
 
     @abstractmethod
     def wait(self, timeout: float) -> list[Event]:
@@ -102,7 +115,7 @@ class ParameterServer(ABC):
     def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:
         """Order a phase of the step from `version`, without waiting; returns the ref of what is published then.
 
-        Without payloads the step is skipped.
+        Without payloads the step is skipped. An order of the same phase that was not taken yet is replaced.
         """
 
     @abstractmethod

@@ -3,10 +3,14 @@
 The parts of a step are chained by refs: as soon as every chunk of step t has a worker, the server is told
 which payloads make step t, and workers that get free are given chunks of step t + 1 at a version that does not
 exist yet. Nobody waits for the driver. Phases of one step follow each other in the same way.
+
+A chunk that takes far longer than usual is given to an idle worker too. The first answer counts; that of the other
+must be the same to the bit.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +18,7 @@ from dataclasses import dataclass, field
 
 from metadist.outer import ChunkKey, ChunkReport, OuterRule, Strategy, Update, Verdict
 from metadist.training.dispatch import Dispatcher
+from metadist.training.pace import Pace
 from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLost
 from metadist.training.work import Culprits, CulpritsWork, GradientWork
 
@@ -47,9 +52,13 @@ class StepRecord:
     seconds: float
 
 
-@dataclass
+@dataclass(eq=False)
 class _Step:
-    """A step, or one of its phases."""
+    """A step, or one of its phases.
+
+    Attributes:
+        payloads: of each chunk, by the worker that is expected to be the first with it.
+    """
 
     version: int
     phase: int
@@ -59,7 +68,8 @@ class _Step:
     reports: dict[int, ChunkReport] = field(default_factory=dict)
     following: Ref = None
     ordered: bool = False
-    #: a later step found that this step's outcome does not exist: wait for the reason
+    #: no work is given out for the steps after: a later one found that this one's outcome does not exist, or some of
+    #: its chunks are late and were given to others too, who may be the first with a payload
     doubtful: bool = False
     #: chunks whose results were not finite and are computed again
     retried: list[int] = field(default_factory=list)
@@ -94,7 +104,11 @@ class Stepper:
         self.redone = 0
         self.skipped = 0
         self._steps: deque[_Step] = deque()
-        self._tickets: dict[int, tuple[_Step, int]] = {}
+        #: step, chunk and payload of the work that was given out; also of late work whose chunk another one had first
+        self._tickets: dict[int, tuple[_Step, int, Ref]] = {}
+        self._pace, self._patience = Pace(), math.inf
+        #: since when the current step's chunks can be computed
+        self._since = dispatcher.clock()
         self._last = time.perf_counter()
 
     def advance(self, until: int) -> Iterator[StepRecord]:
@@ -119,6 +133,7 @@ class Stepper:
                 continue
             if unfit:
                 self._give_up(step, unfit)
+            self._order(step)
             try:
                 update = self.server.outcome(step.version, step.phase)
             except ServerLost as error:
@@ -137,6 +152,7 @@ class Stepper:
             if not taken and update.verdict is not Verdict.SKIPPED:
                 raise Diverged(f"step {step.version + 1}: the server refused the update as {update.verdict}")
             record = self._commit(step, update)
+            self._since = self.dispatcher.clock()
             if self._phase == 0:
                 yield record
 
@@ -174,11 +190,11 @@ class Stepper:
             key = ChunkKey(self.rule.run, step.version, step.phase, chunk)
             work = GradientWork(key, self.strategy)
             ticket, step.payloads[chunk] = self.dispatcher.submit(worker, work, step.published)
-            self._tickets[ticket] = (step, chunk)
+            self._tickets[ticket] = (step, chunk, step.payloads[chunk])
             self._order(step)
 
     def _order(self, step: _Step) -> None:
-        """Tell the server which payloads make the step, once every chunk has a worker."""
+        """Tell the server which payloads make the step, once every chunk has a worker; again where they change."""
         if not step.pending and not step.ordered:
             payloads = [step.payloads[chunk] for chunk in range(self.rule.chunks)]
             step.following, step.ordered = self.server.apply(step.version, payloads, step.phase), True
@@ -198,19 +214,74 @@ class Stepper:
         return step
 
     def _collect(self) -> None:
-        polled = self.dispatcher.poll()
+        polled = self.dispatcher.poll(self._patience)
         for ticket, report in polled.done:
             if ticket in self._tickets:
-                step, chunk = self._tickets.pop(ticket)
+                step, chunk, payload = self._tickets.pop(ticket)
                 assert isinstance(report, ChunkReport)
-                step.reports[chunk] = report
+                if ticket in polled.began:
+                    self._pace.took(self.dispatcher.clock() - max(self._since, polled.began[ticket]))
+                self._answered(step, chunk, payload, report)
         for ticket in polled.lost:
             if ticket in self._tickets:
-                step, chunk = self._tickets[ticket]
-                self._redo(step, [chunk])
+                step, chunk, _ = self._tickets.pop(ticket)
+                if chunk not in step.reports and not self._holders(step, chunk):
+                    self._redo(step, [chunk])
         for ticket in polled.voided:
             if ticket in self._tickets:
-                self._void(self._tickets[ticket][0])
+                step, chunk, _ = self._tickets[ticket]
+                if chunk not in step.reports:
+                    self._void(step)
+        self._relieve()
+
+    def _answered(self, step: _Step, chunk: int, payload: Ref, report: ChunkReport) -> None:
+        """A worker has computed a chunk: it is the first, or must have computed the same as the first."""
+        first = step.reports.setdefault(chunk, report)
+        if first.digest != report.digest:
+            raise RuntimeError(
+                f"step {step.version + 1}: two workers computed chunk {chunk}, and their meta-gradients differ "
+                f"({first.digest[:12]} and {report.digest[:12]}): the bits of this run would depend on which worker "
+                "did what. Look for randomness of its own in the job's model, learner or tasks, and for workers on "
+                "unlike hardware."
+            )
+        if first is report and step.payloads[chunk] is not payload:
+            step.payloads[chunk] = payload
+            if step.ordered:
+                step.ordered = False
+                self._hold_back(step)
+
+    def _holders(self, step: _Step, chunk: int) -> list[int]:
+        """Tickets of a chunk that workers still hold."""
+        return [ticket for ticket, (of, number, _) in self._tickets.items() if of is step and number == chunk]
+
+    def _relieve(self) -> None:
+        """Give chunks that workers take too long for to idle workers too, when nothing else of the step is left."""
+        self._patience = math.inf
+        if not self._steps or self._steps[0].pending:
+            return
+        step = self._steps[0]
+        open_ones = {t: c for t, (s, c, _) in self._tickets.items() if s is step and c not in step.reports}
+        late, self._patience = self.dispatcher.late(open_ones, self._pace, self._since)
+        ahead = self._ahead(step)
+        idle = [worker for worker, held in self.dispatcher.alive.items() if ahead.issuperset(held)]
+        if not late or not idle:
+            return
+        self._hold_back(step)
+        step.doubtful = True
+        for ticket, helper in zip(late, idle, strict=False):
+            double, payload = self.dispatcher.double(ticket, helper, step.published)
+            self._tickets[double] = (step, open_ones[ticket], payload)
+        self._patience = min(self._patience, self._pace.limit)  # a helper may be late, too
+
+    def _ahead(self, step: _Step) -> set[int]:
+        """Tickets of work for the steps after one."""
+        return {ticket for ticket, (of, _, _) in self._tickets.items() if of is not step and of in self._steps}
+
+    def _hold_back(self, step: _Step) -> None:
+        """Take back the work for the steps after one: it waits for an outcome that may never be."""
+        for ticket in self._ahead(step):
+            self.dispatcher.withdraw(ticket)
+        self._drop_after(step)
 
     def _void(self, step: _Step) -> None:
         """The version that a step was to be computed at does not exist."""
@@ -224,7 +295,7 @@ class Stepper:
 
     def _redo(self, step: _Step, chunks: list[int]) -> None:
         """Compute chunks of a step again; whatever was built on its outcome is void."""
-        self._tickets = {t: (s, c) for t, (s, c) in self._tickets.items() if s is not step or c not in chunks}
+        self._tickets = {t: of for t, of in self._tickets.items() if of[0] is not step or of[1] not in chunks}
         for chunk in chunks:
             step.reports.pop(chunk, None)
             step.payloads.pop(chunk, None)
@@ -253,7 +324,7 @@ class Stepper:
     def _drop_after(self, step: _Step) -> None:
         while self._steps[-1] is not step:
             gone = self._steps.pop()
-            self._tickets = {t: (s, c) for t, (s, c) in self._tickets.items() if s is not gone}
+            self._tickets = {t: of for t, of in self._tickets.items() if of[0] is not gone}
 
     def _recover(self, reason: str) -> None:
         """A new server at the current version; the current step's payloads are given to it again."""
@@ -261,6 +332,7 @@ class Stepper:
         self.server_losses += 1
         step = self._steps[0]
         self.published = step.published = self.server.recover()
+        self._since = self.dispatcher.clock()
         self._drop_after(step)
         step.ordered = step.doubtful = False
         self._order(step)

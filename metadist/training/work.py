@@ -185,6 +185,7 @@ class Worker:
         start = time.process_time()
         tasks = self.experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
         result = self._compute(work.key, tasks, meta, work.strategy)
+        payload = to_payload(work.key, result)
         report = ChunkReport(
             key=work.key,
             tasks=result.tasks,
@@ -193,8 +194,9 @@ class Worker:
             rows=result.rows,
             finite=_finite(result),
             seconds=time.process_time() - start,
+            digest=payload.digest,
         )
-        return to_payload(work.key, result), report
+        return payload, report
 
     def _culprits(self, key: ChunkKey, meta: Meta) -> Culprits:
         tasks = self.experiment.rule.chunk_tasks(key.version, key.chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from metadist.config import Job, load_job
 from metadist.distributed.run import RunOptions, resume_run, train_job
-from metadist.testing.faults import KillOnce
+from metadist.testing.faults import HangOnce, KillOnce
 from metadist.testing.observers import Notes
+from metadist.training.stepper import StepRecord
 
 REPOSITORY = Path(__file__).parent.parent.parent
 STEPS = 12
@@ -63,6 +65,28 @@ def test_worker_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], po
     assert Path(fault.marker).exists()
     assert summary["worker_losses"] == 1
     assert any("worker" in text and "lost" in text for text in notes.said)
+    assert_same(summary, undisturbed)
+
+
+@pytest.mark.parametrize("back_at", [None, 9])
+def test_worker_hangs(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], back_at: int | None) -> None:
+    """To the end of the run, or until its answer is late by some steps."""
+    fault = HangOnce("work", 5, str(tmp_path / "struck"), str(tmp_path / "gate"))
+    os.mkfifo(fault.gate)
+
+    class Opener(Notes):
+        def stepped(self, record: StepRecord, workers: int, losses: int) -> None:
+            super().stepped(record, workers, losses)
+            if record.version == back_at:
+                with open(fault.gate, "w"):
+                    pass
+
+    notes = Opener()
+    summary = train_job(job(tmp_path), notes, RunOptions(fault=fault))
+    assert Path(fault.marker).exists()
+    assert summary["chunks_doubled"] >= 1
+    assert (summary["worker_losses"], summary["server_losses"]) == (0, 0)
+    assert any("takes far longer than the others" in text for text in notes.said)
     assert_same(summary, undisturbed)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from metadist.outer import Experiment
 from metadist.testing.contracts import ParameterServerContract, Runtime, WorkerPoolContract
-from metadist.testing.fakes import FakePool, FakeServer, there
+from metadist.testing.fakes import FakePool, FakeRef, FakeServer, there
 from metadist.testing.toys import averaging_experiment, sinusoid_experiment
 from metadist.training.inprocess import Box, InProcessPool, InProcessServer
 
@@ -31,6 +31,7 @@ class InProcess:
             pool=lambda workers: InProcessPool(experiment, CPU),
             put=Box,
             get=lambda ref: ref.value,
+            never=Box,
         )
 
 
@@ -43,6 +44,7 @@ class Fake:
             pool=lambda workers: FakePool(experiment, FakeServer(experiment), workers=workers),
             put=there,
             get=lambda ref: ref.value,
+            never=FakeRef,
         )
 
 

@@ -22,6 +22,9 @@ class Scripted(WorkerPool):
         events, self.events = self.events, []
         return events
 
+    def withdraw(self, worker: int, ticket: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -177,6 +177,37 @@ def test_a_step_is_skipped_where_the_job_says_so(make_run: Callable, learner: st
     assert run.go(resume=True).params_sha256 == expected.params_sha256
 
 
+@pytest.mark.parametrize("lasts", [8.0, 20.0, math.inf])
+@pytest.mark.parametrize("hung", [1, 2])
+@pytest.mark.parametrize("learner", ["maml", "task_relation"])
+def test_what_a_worker_takes_too_long_for_is_computed_elsewhere_too(
+    make_run: Callable, learner: str, hung: int, lasts: float, undisturbed: str
+) -> None:
+    """Also when the helper hangs as well, and whichever of the answers is the first."""
+    doubled = []
+    for seed in range(4):
+        run = make_run(sinusoid_experiment(learner=learner), deadline=1e3)
+        fault, server = Fault("hang", 4, 1, times=hung, lasts=lasts), FakeServer(run.experiment)
+        result = run.go(FakePool(run.experiment, server, [fault], workers=4, seed=seed), server)
+        assert fault.struck == hung
+        assert (result.params_sha256, result.worker_losses, result.server_losses) == (undisturbed, 0, 0)
+        assert [record.version for record in run.notes.records] == [1, 2, 3, 4, 5, 6]
+        said = any("takes far longer than the others" in text for text in run.notes.said)
+        assert said == (result.chunks_doubled > 0)
+        doubled.append(result.chunks_doubled)
+    assert min(doubled) >= hung if lasts == math.inf else max(doubled) >= 1
+
+
+def test_answers_that_differ_end_the_run(make_run: Callable) -> None:
+    """The late one's, which comes when its step was taken long ago."""
+    run = make_run(sinusoid_experiment(steps=24), deadline=1e3)
+    faults = [Fault("hang", 4, 1, lasts=25.0), Fault("drift", 4, 1)]
+    server = FakeServer(run.experiment)
+    with pytest.raises(RuntimeError, match=r"step 5: two workers computed chunk 1, and their meta-gradients differ \("):
+        run.go(FakePool(run.experiment, server, faults, workers=4), server)
+    assert all(fault.struck for fault in faults)
+
+
 def test_silence_ends_the_run_at_the_last_good_version(make_run: Callable) -> None:
     run = make_run()
     server = FakeServer(run.experiment)
@@ -201,6 +232,9 @@ class Scripted(WorkerPool):
         if not self.events:
             raise TimeoutError
         return self.events.pop(0)
+
+    def withdraw(self, worker: int, ticket: int) -> None:
+        pass
 
     def close(self) -> None:
         pass
