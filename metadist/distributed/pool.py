@@ -13,8 +13,8 @@ from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.store_place import Parcel
 from metadist.distributed.worker_actor import WorkerActor
 from metadist.errors import UserError
-from metadist.training.seams import Done, Event, Joined, Lost, PoolError, Ref, Voided, WorkerPool
-from metadist.training.work import Work
+from metadist.training.seams import Done, Event, Exhausted, Joined, Lost, PoolError, Ref, Voided, WorkerPool
+from metadist.training.work import OutOfMemory, Work
 
 #: workers that may die in a row before they are ready
 START_TRIES = 3
@@ -107,6 +107,8 @@ class RayPool(WorkerPool):
         except RayTaskError as error:
             if isinstance(error.cause, RayActorError | ObjectLostError | TaskCancelledError) and member.joined:
                 return Voided(name, member.reports.pop(ref))
+            if isinstance(error.cause, OutOfMemory):
+                return Exhausted(name, member.reports.pop(ref), str(error.cause))
             if isinstance(error.cause, UserError):  # found by the check before the first step
                 raise error.cause from None
             raise PoolError(f"worker {name} failed: {error.cause!r}\n{error}") from error

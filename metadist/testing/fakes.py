@@ -22,6 +22,7 @@ from metadist.training.run_folder import RunFolder
 from metadist.training.seams import (
     Done,
     Event,
+    Exhausted,
     Joined,
     Lost,
     ParameterServer,
@@ -46,15 +47,18 @@ class Fault:
         kind: `kill`: the worker that takes up the chunk dies; `kill_after`: it dies when its payload was sent and its
             report was not; `void`: the chunk's version is gone; `lose_payload`: the chunk's payload is gone;
             `nan`: the chunk's sums are NaN; `drift`: they are not quite what they should be; `stall`: no worker does
-            anything any more; `hang`: the worker that takes up the chunk does nothing for `lasts`; `lose_server`: the
-            server is gone when the outcome of the step is asked for.
+            anything any more; `hang`: the worker that takes up the chunk does nothing for `lasts`; `exhaust`: it has
+            not enough memory for the chunk; `lose_server`: the server is gone when the outcome of the step is asked
+            for.
         version: version that the step starts from.
         times: strikes that are left.
         struck: strikes that have happened.
         lasts: how long a worker hangs; a piece of work takes 1.
     """
 
-    kind: Literal["kill", "kill_after", "void", "lose_payload", "nan", "drift", "stall", "hang", "lose_server"]
+    kind: Literal[
+        "kill", "kill_after", "void", "lose_payload", "nan", "drift", "stall", "hang", "exhaust", "lose_server"
+    ]
     version: int
     chunk: int = 0
     times: int = 1
@@ -265,6 +269,9 @@ class FakePool(WorkerPool):
         if kind == "kill":
             order.payload.state = "gone"
             return self._lose(worker, order)
+        if kind == "exhaust":
+            order.payload.state = "gone"
+            return Exhausted(worker, order.ticket, "the fault")
         if kind == "void" or order.version.state == "gone":
             order.payload.state = "gone"
             return Voided(worker, order.ticket)

@@ -6,6 +6,8 @@ import os
 import signal
 from dataclasses import dataclass
 
+from metadist.training.work import OutOfMemory
+
 
 @dataclass(frozen=True)
 class KillOnce:
@@ -47,6 +49,19 @@ class HangOnce:
         if (point, version) == (self.point, self.version) and _first(self.marker):
             with open(self.gate):
                 pass
+
+
+@dataclass(frozen=True)
+class ExhaustOnce:
+    """Lets the first process that comes to a point of its work at a version run out of memory (see `KillOnce`)."""
+
+    point: str
+    version: int
+    marker: str
+
+    def __call__(self, point: str, version: int) -> None:
+        if (point, version) == (self.point, self.version) and _first(self.marker):
+            raise OutOfMemory(f"the work at version {version}")
 
 
 def _first(marker: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metadist.training.pace import Pace
-from metadist.training.seams import Done, Joined, Lost, PoolError, Ref, Voided, WorkerPool
+from metadist.training.seams import Done, Exhausted, Joined, Lost, PoolError, Ref, Voided, WorkerPool
 from metadist.training.work import Report, Work
 
 #: pieces of work that a worker holds: one in hand and one waiting, so that it never waits for the driver
@@ -63,6 +63,8 @@ class Dispatcher:
         self.fingerprint: dict[str, str] = {}
         self._work: dict[int, Work] = {}
         self._deaths: Counter[Work] = Counter()
+        #: work that a worker had not enough memory for
+        self._exhausted: set[Work] = set()
         #: since when each worker has its work in hand
         self._since: dict[int, float] = {}
         #: workers whose work was given to others too: they get no more until they are through with it
@@ -189,10 +191,23 @@ class Dispatcher:
                 if isinstance(event, Done):
                     self._deaths.pop(work, None)
                     polled.done.append((event.ticket, event.report))
+                elif isinstance(event, Exhausted):
+                    self._retry(event, work)
+                    polled.lost.append(event.ticket)
                 else:
                     assert isinstance(event, Voided)
                     polled.voided.append(event.ticket)
         return polled
+
+    def _retry(self, event: Exhausted, work: Work) -> None:
+        """Work that a worker had not enough memory for is done once more, by whoever is free first."""
+        if work in self._exhausted:
+            raise PoolError(
+                f"there was not enough memory, twice, for {event.reason}: lower tasks.chunk (evaluation.chunk for "
+                "evaluation tasks), set learner.remat: true where the learner has it, or take fewer workers per device"
+            )
+        self._exhausted.add(work)
+        self._say(f"worker {event.worker} had not enough memory for {event.reason}; it is done once more")
 
     def _bury(self, event: Lost, polled: Polled) -> None:
         held = self.alive.pop(event.worker, deque())

@@ -13,9 +13,9 @@ from metadist.errors import UserError
 from metadist.outer import Experiment, Update
 from metadist.training.machine import fingerprint
 from metadist.training.run_folder import RunFolder
-from metadist.training.seams import Done, Event, Joined, ParameterServer, PoolError, Ref, Voided, WorkerPool
+from metadist.training.seams import Done, Event, Exhausted, Joined, ParameterServer, PoolError, Ref, Voided, WorkerPool
 from metadist.training.server import Server
-from metadist.training.work import Work, Worker
+from metadist.training.work import OutOfMemory, Work, Worker
 
 
 @dataclass
@@ -53,6 +53,8 @@ class InProcessPool(WorkerPool):
             return [Voided(0, ticket)]
         try:
             payload.value, report = self._worker.run(work, version.value)
+        except OutOfMemory as error:
+            return [Exhausted(0, ticket, str(error))]
         except UserError:  # found by the check before the first step
             raise
         except Exception as error:

@@ -24,6 +24,8 @@ from metadist.errors import UserError
 from metadist.reading import MOST_JSON, check_size, parse_json
 
 CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
+#: what `RunFolder.write` calls a file that is not whole yet
+ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 #: seconds after which the lease of a driver on another host counts as abandoned
 LEASE_SECONDS = 60.0
 
@@ -178,7 +180,16 @@ class RunFolder:
         self.check_free()
         held = RunFolder(self.location, self._lease().get("epoch", 0) + 1)
         held._write_lease(released=False)
+        held._remove_asides()
         return held
+
+    def _remove_asides(self) -> None:
+        """Delete what writers that were killed had not renamed yet."""
+        for folder in ("", "checkpoints"):
+            system, path = self._place(folder)
+            for info in _info(system, path, inside=True):
+                if ASIDE.fullmatch(info.base_name):
+                    system.delete_file(info.path)
 
     def check_free(self) -> None:
         """Raise `UserError` when a driver that is alive holds the lease."""

@@ -46,6 +46,15 @@ class Voided:
 
 
 @dataclass(frozen=True)
+class Exhausted:
+    """A worker had not enough memory for the work; the worker is well."""
+
+    worker: int
+    ticket: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Joined:
     """A worker is ready for work."""
 
@@ -53,7 +62,7 @@ class Joined:
     fingerprint: dict[str, str]
 
 
-Event = Done | Lost | Voided | Joined
+Event = Done | Lost | Voided | Exhausted | Joined
 
 
 class PoolError(RuntimeError):

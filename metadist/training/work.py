@@ -127,6 +127,10 @@ class TaskScores:
 Report = ChunkReport | Culprits | StrategyCheck | TaskScores
 
 
+class OutOfMemory(RuntimeError):
+    """A device has not enough memory for a piece of work, which the text names with its shapes."""
+
+
 class Worker:
     """Does work on one device.
 
@@ -144,8 +148,38 @@ class Worker:
         self._version: tuple[tuple[int, int, bool], Meta] | None = None
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
-        """Do one piece of work at a published version."""
-        meta = self._meta(published)
+        """Do one piece of work at a published version.
+
+        Raises:
+            OutOfMemory: the device has not enough for it.
+        """
+        try:
+            return self._run(work, self._meta(published))
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemory(self._described(work)) from None
+
+    def _described(self, work: Work) -> str:
+        """What a piece of work takes memory for."""
+        experiment = self.experiment
+        if isinstance(work, GradientWork):
+            tasks = experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
+            address: tuple[Split, int, range, Episode] = ("train", experiment.seed, tasks[:1], experiment.episode)
+            name = f"chunk {work.key.chunk} of step {work.key.version + 1}"
+        elif isinstance(work, EvaluationWork):
+            tasks = range(work.first, work.first + work.count)
+            address = (work.split, work.seed, tasks[:1], work.episode)
+            name = f"the {work.split} tasks from {work.first}"
+        else:
+            return f"{work}, on {self.device}"
+        one = experiment.distribution.batch(*address, torch.device("cpu"))
+        support, query = (list(part.x.shape[1:]) for part in (one.support, one.query))
+        return f"{name}: {len(tasks)} tasks with support {support} and query {query}, on {self.device}"
+
+    def _run(self, work: Work, meta: Meta) -> tuple[Payload | None, Report]:
         if isinstance(work, GradientWork):
             return self._gradient(work, meta)
         if isinstance(work, CulpritsWork):

@@ -10,7 +10,7 @@ import pytest
 
 from metadist.config import Job, load_job
 from metadist.distributed.run import RunOptions, resume_run, train_job
-from metadist.testing.faults import HangOnce, KillOnce
+from metadist.testing.faults import ExhaustOnce, HangOnce, KillOnce
 from metadist.testing.observers import Notes
 from metadist.training.stepper import StepRecord
 
@@ -65,6 +65,15 @@ def test_worker_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], po
     assert Path(fault.marker).exists()
     assert summary["worker_losses"] == 1
     assert any("worker" in text and "lost" in text for text in notes.said)
+    assert_same(summary, undisturbed)
+
+
+def test_worker_without_memory(ray: Any, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    fault = ExhaustOnce("work", 5, str(tmp_path / "struck"))
+    summary, notes = run(tmp_path, fault=fault)
+    assert Path(fault.marker).exists()
+    assert (summary["worker_losses"], summary["chunks_redone"]) == (0, 1)
+    assert any("had not enough memory for the work at version 5" in text for text in notes.said)
     assert_same(summary, undisturbed)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ import torch
 from metadist.learners import Maml, Meta, Outcome
 from metadist.outer import ChunkKey, Published, Strategy
 from metadist.outer.messages import to_arrays
-from metadist.tasks import Task, take
+from metadist.tasks import Examples, Task, take
 from metadist.testing.toys import linear_experiment
-from metadist.training.work import CheckWork, GradientWork, Worker
+from metadist.training.work import CheckWork, EvaluationWork, GradientWork, OutOfMemory, Worker
 
 CPU = torch.device("cpu")
 
@@ -82,3 +84,35 @@ def test_every_stage_of_a_learner_is_checked(wrong: int) -> None:
     )
     assert found.strategy == "loop"
     assert "vectorised it fails" in found.reason
+
+
+class Greedy(Maml):
+    """Wants more memory than there is, from torch or from the processor's allocator."""
+
+    error: RuntimeError
+
+    def task_loss(self, meta: Meta, task: Task) -> Outcome:
+        raise self.error
+
+    def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[Any]:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_too_little_memory_names_the_work_and_its_shapes(error: RuntimeError) -> None:
+    experiment = linear_experiment()
+    plain = experiment.learner
+    assert isinstance(plain, Maml)
+    greedy = Greedy(plain.config, plain.network)
+    greedy.error = error
+    worker = Worker(replace(experiment, learner=greedy), CPU)
+    work = GradientWork(ChunkKey("toy", 4, 0, 1), "loop")
+    with pytest.raises(
+        OutOfMemory, match=r"^chunk 1 of step 5: 2 tasks with support \[6, 2\] and query \[8, 2\], on cpu$"
+    ):
+        worker.run(work, published(experiment.initial(), 4))
+    judged = EvaluationWork("test", 0, 3, 5, experiment.episode, 1, False, "loop")
+    with pytest.raises(OutOfMemory, match=r"^the test tasks from 3: 5 tasks with support"):
+        worker.run(judged, published(experiment.initial(), 4))
