@@ -418,7 +418,7 @@ class Job:
     def warnings(self) -> list[str]:
         """What is allowed but hardly meant, in sentences."""
         chunks = -(-self.tasks.batch // self.tasks.chunk)
-        if self.runtime == "ray" and self.resources.most > chunks:
+        if self.runtime == "ray" and self.server.mode == "sync" and self.resources.most > chunks:
             return [
                 f"resources.workers = {self.resources.most}, but a meta-batch of {self.tasks.batch} tasks has "
                 f"{chunks} chunks of tasks.chunk = {self.tasks.chunk}: some workers will wait. "
@@ -915,7 +915,11 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
         statistics_momentum=job.server.statistics_momentum,
         phases=learner.phases,
         on_non_finite=job.server.on_non_finite,
+        mode=job.server.mode,
+        staleness=job.server.staleness,
+        age_weight=job.server.age_weight,
     )
+    _check_mode(job, rule)
     episode = job.tasks.training_episode()
     experiment = Experiment(
         distribution, learner, rule, episode, job.seed, start or {}, tuple(job.freeze), tuple(job.server.share)
@@ -943,6 +947,19 @@ def build_experiment(job: Job, run: str, start: Mapping[str, Tensor] | None = No
     check_groups(job.optimizer, list(initial.parameters))
     _check_adapt(job, initial)
     return experiment
+
+
+def _check_mode(job: Job, rule: OuterRule) -> None:
+    """Raise `UserError` where steps are not to wait for each other, and have more than one chunk or phase."""
+    mode = job.server.mode
+    if mode == "sync":
+        return
+    if rule.chunks > 1:
+        hint = f"For as many tasks in all: steps: {rule.steps * rule.chunks}."
+        expected = f"{rule.chunk}, one chunk (tasks.chunk): with server.mode: {mode} each is a step of its own"
+        raise UserError("tasks.batch", rule.tasks, expected, hint)
+    if len(rule.phases) > 1:
+        raise UserError("server.mode", mode, f"sync for learner {job.learner.kind}, whose steps have phases")
 
 
 def _check_adapt(job: Job, initial: Meta) -> None:

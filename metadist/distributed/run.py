@@ -357,6 +357,7 @@ def _summarize(
         "chunks_redone": result.chunks_redone,
         "chunks_doubled": result.chunks_doubled,
         "steps_skipped": result.skipped,
+        "refused": result.refused,
         "tested_step": result.tested,
         "tested_as": result.tested_as,
         "identity_sha256": prepared.sha,

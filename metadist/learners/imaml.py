@@ -7,10 +7,11 @@ Adapts by gradient steps on the support loss with a pull towards the start, G(φ
 
 so that nothing of the steps is kept. The product with the inverse is found by a fixed number of conjugate gradient
 steps, each of one product of H with a vector (algorithm 2). A minimum is approached at a rate of inner_lr · λ at the
-least, and (I + H/λ) has an inverse that conjugate gradients find where λ exceeds H's most negative curvature.
+least, and (I + H/λ) has an inverse that conjugate gradients find where λ exceeds H's most negative curvature; a net
+with batch normalisation has directions of more, and `damping` is added to λ in that equation (the authors' code: 10).
 
-Deviations: the authors' code takes the steps on L_support alone and pulls once after the last, and adds damping to
-(I + H/λ); here the pull is part of every step, in training and at evaluation, and there is no damping.
+Deviations: the authors' code takes the steps on L_support alone and pulls once after the last; here the pull is part of
+every step, in training and at evaluation. It also has 2I in the place of I, which halves the meta-gradient.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class ImamlConfig:
     inner_steps: int = 16
     #: adaptation steps at evaluation
     eval_steps: int = 16
+    #: added to the strength in the meta-gradient's equation, for losses that are bent more than the strength can hold
+    damping: float = 0.0
     #: conjugate gradient steps; 0 takes the query set's gradient as it is
     cg_steps: int = 5
 
@@ -49,6 +52,8 @@ class ImamlConfig:
         for name in ("strength", "inner_lr"):
             if not getattr(self, name) > 0:
                 raise UserError(name, getattr(self, name), "a number above 0")
+        if not self.damping >= 0:
+            raise UserError("damping", self.damping, "a number of at least 0")
         for name, least in (("inner_steps", 1), ("eval_steps", 0), ("cg_steps", 0)):
             if getattr(self, name) < least:
                 raise UserError(name, getattr(self, name), f"a whole number of at least {least}")
@@ -90,9 +95,11 @@ class Imaml(Learner):
         gradient = inner_gradient(query_loss, adapted.parameters)
         curvature = hessian_product(self._support_loss(task.support), adapted.parameters)
 
+        strength = self.config.strength + self.config.damping
+
         def matrix(vector: Parameters) -> Parameters:
             bent = curvature(vector)
-            return {name: value + bent[name] / self.config.strength for name, value in vector.items()}
+            return {name: value + bent[name] / strength for name, value in vector.items()}
 
         if self.config.cg_steps:
             gradient = conjugate_gradient(matrix, gradient, self.config.cg_steps)

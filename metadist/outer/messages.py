@@ -55,12 +55,17 @@ class Published:
 
 @dataclass(frozen=True)
 class Payload:
-    """A chunk's sums, for the server."""
+    """A chunk's sums, for the server.
+
+    Attributes:
+        at: the version that they were computed at; `key` says it too, but where steps do not wait for each other.
+    """
 
     key: ChunkKey
     gradient: Arrays
     statistics: Arrays
     tasks: int
+    at: int = 0
 
     @property
     def digest(self) -> str:
@@ -114,12 +119,14 @@ class Update:
         version: the server's version afterwards; a step's last phase makes the next one.
         gradient_norm: Euclidean norm of the mean meta-gradient before clipping.
         lr: outer learning rate of the first parameter group in this step.
+        age: steps that were taken since the version that the payload was computed at; 0 where steps wait.
     """
 
     verdict: Verdict
     version: int
     gradient_norm: float
     lr: float
+    age: int = 0
 
 
 def to_arrays(tensors: dict[str, Tensor]) -> Arrays:
@@ -148,6 +155,6 @@ def to_meta(published: Published, initial: Meta, device: torch.device) -> Meta:
     )
 
 
-def to_payload(key: ChunkKey, result: MetaGradient) -> Payload:
-    """A chunk's sums, ready to be sent."""
-    return Payload(key, to_arrays(result.gradient), to_arrays(result.statistics), result.tasks)
+def to_payload(key: ChunkKey, result: MetaGradient, at: int) -> Payload:
+    """A chunk's sums, computed at version `at`, ready to be sent."""
+    return Payload(key, to_arrays(result.gradient), to_arrays(result.statistics), result.tasks, at)

@@ -27,8 +27,13 @@ BLOCK = 16384
 class ServerConfig:
     """The parameter server."""
 
-    #: `sync`: every step waits for all of its chunks
-    mode: Literal["sync"] = "sync"
+    #: `sync`: every step waits for all of its chunks, and its bits depend on nothing but the job; `stale` and `async`:
+    #: each chunk is a step of its own, taken when it comes, though it was computed some steps ago
+    mode: Literal["sync", "stale", "async"] = "sync"
+    #: how many steps old an answer may be; with `stale`, older ones are refused
+    staleness: int = 4
+    #: what a step counts whose answer is some steps old: as much as any (`one`), or 1 / (1 + its age) of it (`inverse`)
+    age_weight: Literal["one", "inverse"] = "one"
     #: patterns of the parameters that the server trains and publishes, and after a ! of those that stay with the task
     #: (`["*", "!head.*"]`): each task begins them as the job does, adapts them like the others, and drops them
     share: list[str] = field(default_factory=lambda: ["*"])
@@ -41,6 +46,10 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.statistics_momentum < 1:
             raise UserError("statistics_momentum", self.statistics_momentum, "a number from 0 to below 1")
+        if self.staleness < 0:
+            raise UserError("staleness", self.staleness, "a whole number of at least 0")
+        if self.mode == "sync" and self.age_weight != "one":
+            raise UserError("age_weight", self.age_weight, "one with server.mode: sync, where no answer is old")
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class OuterRule:
         statistics_momentum: share of the old value in a statistic's running mean.
         phases: patterns of the parameters that each phase of a step moves, in the order of the phases. Each is computed
             on all of the step's tasks, from what the phase before has made of the parameters.
+        mode: `sync` but where steps of one chunk each do not wait for each other; see `ServerConfig`, as `staleness`
+            and `age_weight`.
     """
 
     run: str
@@ -85,6 +96,9 @@ class OuterRule:
     statistics_momentum: float = 0.9
     phases: tuple[tuple[str, ...], ...] = (("*",),)
     on_non_finite: Literal["stop", "skip"] = "stop"
+    mode: Literal["sync", "stale", "async"] = "sync"
+    staleness: int = 0
+    age_weight: Literal["one", "inverse"] = "one"
 
     @property
     def chunks(self) -> int:
@@ -136,8 +150,9 @@ def apply_step(
         after = replace(state, version=version + 1, phase=0, average=average)
         return after, Update(Verdict.SKIPPED, after.version, math.nan, math.nan)
     verdict = _verdict(rule, state, version, phase, payloads)
+    age = 0 if rule.mode == "sync" else state.version - payloads[0].at
     if verdict is not Verdict.ACCEPTED:
-        return state, Update(verdict, state.version, math.nan, math.nan)
+        return state, Update(verdict, state.version, math.nan, math.nan, age)
     moving = rule.moving(state.meta, phase).parameters
     gradient = _mean(moving, [payload.gradient for payload in payloads], rule.tasks)
     norm = euclidean_norm(gradient)
@@ -149,6 +164,8 @@ def apply_step(
         gradient = {name: value * (clip / norm) for name, value in gradient.items()}
     moments = {name: moment for name, moment in state.optimizer.items() if name in moving}
     moved, moments, lr = optimizer_step(rule.optimizer, rule.steps, state.version, moving, gradient, moments)
+    if rule.age_weight == "inverse" and age:  # Zhang et al., "Staleness-aware Async-SGD", 2016, equation 6
+        moved = {name: moving[name] + (value - moving[name]) / (1 + age) for name, value in moved.items()}
     meta = state.meta._replace(parameters=state.meta.parameters | moved)
     average, (reached, following) = state.average, rule.after(version, phase)
     if following == 0:
@@ -157,7 +174,7 @@ def apply_step(
         meta = meta._replace(statistics=statistics)
         average = _average(rule, reached, average, meta.parameters)
     after = OuterState(reached, meta, state.optimizer | moments, average, following)
-    return after, Update(Verdict.ACCEPTED, after.version, norm, lr)
+    return after, Update(Verdict.ACCEPTED, after.version, norm, lr, age)
 
 
 def _average(
@@ -177,6 +194,12 @@ def _verdict(rule: OuterRule, state: OuterState, version: int, phase: int, paylo
         return Verdict.DUPLICATE
     if (version, phase) != (state.version, state.phase):
         return Verdict.STALE
+    if rule.mode != "sync":
+        (payload,) = payloads
+        if payload.key.run != rule.run or payload.tasks != rule.tasks:
+            return Verdict.INCOMPLETE
+        late = rule.mode == "stale" and version - payload.at > rule.staleness
+        return Verdict.STALE if late else Verdict.ACCEPTED
     expected = [(rule.run, version, phase, chunk) for chunk in range(rule.chunks)]
     if [payload.key for payload in payloads] != expected:
         return Verdict.INCOMPLETE

@@ -21,6 +21,7 @@ from metadist.errors import UserError
 from metadist.outer import Experiment, StrategyCheck
 from metadist.training.dispatch import Dispatcher, Interrupted
 from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate
+from metadist.training.free_stepper import FreeStepper
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
 from metadist.training.seams import ParameterServer, Ref, WorkerPool
 from metadist.training.stepper import Diverged, Stepper, StepRecord
@@ -101,6 +102,7 @@ class TrainResult:
     chunks_redone: int
     chunks_doubled: int
     skipped: int = 0
+    refused: int = 0
     tested: int | None = None
     tested_as: str | None = None
     valid: Evaluation | None = None
@@ -176,7 +178,8 @@ class _Run:
         version = checkpoint_version(resume) if resume else 0
         self.check = self._check(published)
         self.observer.ready(self.check, version, self.dispatcher.fingerprint)
-        self.stepper = Stepper(
+        kind = Stepper if self.experiment.rule.mode == "sync" else FreeStepper
+        self.stepper = kind(
             self.dispatcher,
             self.server,
             self.experiment.rule,
@@ -323,5 +326,6 @@ class _Run:
             chunks_redone=self.stepper.redone,
             chunks_doubled=self.dispatcher.doubled,
             skipped=self.stepper.skipped,
+            refused=getattr(self.stepper, "refused", 0),
             **tests,
         )

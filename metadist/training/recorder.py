@@ -66,6 +66,8 @@ class Recorder(Observer):
         }
         if record.accuracy is not None:
             values["train/accuracy"] = record.accuracy
+        if record.age is not None:
+            values |= {"train/age": float(record.age), "train/refused": float(record.refused or 0)}
         self.log(record.version, values)
         self._display.stepped(record, workers, losses)
 

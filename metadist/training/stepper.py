@@ -40,7 +40,8 @@ class StepRecord:
     """A committed step: `version` is the one after it; sums over the meta-batch; `seconds` since the last.
 
     `compute_seconds` are processor seconds of the workers. Of a step with phases, the figures are the last one's. The
-    gradient norm and rate of a step that was skipped are NaN.
+    gradient norm and rate of a step that was skipped are NaN. Where steps do not wait for each other, `age` is that of
+    the answer and `refused` the number of answers up to here that were too old.
     """
 
     version: int
@@ -50,6 +51,8 @@ class StepRecord:
     lr: float
     compute_seconds: float
     seconds: float
+    age: int | None = None
+    refused: int | None = None
 
 
 @dataclass(eq=False)
@@ -308,18 +311,13 @@ class Stepper:
         """Skip a step that is not finite, or end the run; what was built on it is void."""
         what = _chunks(chunks) if chunks else "the meta-gradient is"
         if self.rule.on_non_finite == "stop":
-            tasks = self._culprits(step, chunks)
+            keys = [ChunkKey(self.rule.run, step.version, step.phase, chunk) for chunk in chunks]
+            tasks = culprits(self.dispatcher, keys, step.published)
             named = f", from the training tasks {', '.join(map(str, tasks))}" if tasks else ""
             raise Diverged(f"step {step.version + 1}: {what} not finite{named}", tasks)
         self._say(f"step {step.version + 1} is skipped: {what} not finite")
         self._drop_after(step)
         step.following = self.server.apply(step.version, [], step.phase)
-
-    def _culprits(self, step: _Step, chunks: list[int]) -> list[int]:
-        """The tasks of some chunks whose own meta-gradients are not finite."""
-        keys = [ChunkKey(self.rule.run, step.version, step.phase, chunk) for chunk in chunks]
-        found = self.dispatcher.run_all([CulpritsWork(key) for key in keys], step.published)
-        return [task for report in found if isinstance(report, Culprits) for task in report.tasks]
 
     def _drop_after(self, step: _Step) -> None:
         while self._steps[-1] is not step:
@@ -336,6 +334,12 @@ class Stepper:
         self._drop_after(step)
         step.ordered = step.doubtful = False
         self._order(step)
+
+
+def culprits(dispatcher: Dispatcher, keys: Sequence[ChunkKey], published: Ref) -> list[int]:
+    """The tasks of some chunks whose own meta-gradients are not finite at a published version."""
+    found = dispatcher.run_all([CulpritsWork(key) for key in keys], published)
+    return [task for report in found if isinstance(report, Culprits) for task in report.tasks]
 
 
 def _chunks(chunks: list[int]) -> str:

@@ -154,7 +154,7 @@ class Worker:
             OutOfMemory: the device has not enough for it.
         """
         try:
-            return self._run(work, self._meta(published))
+            return self._run(work, published)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
@@ -179,9 +179,10 @@ class Worker:
         support, query = (list(part.x.shape[1:]) for part in (one.support, one.query))
         return f"{name}: {len(tasks)} tasks with support {support} and query {query}, on {self.device}"
 
-    def _run(self, work: Work, meta: Meta) -> tuple[Payload | None, Report]:
+    def _run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:
+        meta = self._meta(published)
         if isinstance(work, GradientWork):
-            return self._gradient(work, meta)
+            return self._gradient(work, meta, published.version)
         if isinstance(work, CulpritsWork):
             return None, self._culprits(work.key, meta)
         if isinstance(work, CheckWork):
@@ -215,11 +216,11 @@ class Worker:
         at_once = next(pieces(self.experiment.learner, whole)).query.x.shape[0]
         return run_of(whole, slice(0, max(at_once, min(chunk, 2))))
 
-    def _gradient(self, work: GradientWork, meta: Meta) -> tuple[Payload, ChunkReport]:
+    def _gradient(self, work: GradientWork, meta: Meta, at: int) -> tuple[Payload, ChunkReport]:
         start = time.process_time()
         tasks = self.experiment.rule.chunk_tasks(work.key.version, work.key.chunk)
         result = self._compute(work.key, tasks, meta, work.strategy)
-        payload = to_payload(work.key, result)
+        payload = to_payload(work.key, result, at)
         report = ChunkReport(
             key=work.key,
             tasks=result.tasks,

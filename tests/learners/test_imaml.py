@@ -90,6 +90,7 @@ def test_products_with_a_hessian() -> None:
     ("settings", "field"),
     [
         ({"strength": 0.0}, "strength"),
+        ({"damping": -1.0}, "damping"),
         ({"inner_lr": -1.0}, "inner_lr"),
         ({"inner_steps": 0}, "inner_steps"),
         ({"eval_steps": -1}, "eval_steps"),

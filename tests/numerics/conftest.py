@@ -78,6 +78,7 @@ LEARNERS = {
     "focavia-2": CaviaConfig(inner_steps=2, context=3, layer=2, first_order=True),
     "cavia-concat-2": CaviaConfig(inner_steps=2, context=3, layer=2, conditioning="concat"),
     "imaml-dense": ImamlConfig(inner_steps=3, strength=3.0, cg_steps=60),
+    "imaml-damped": ImamlConfig(inner_steps=3, strength=3.0, damping=2.0, cg_steps=60),
     "imaml-2": ImamlConfig(inner_steps=3, strength=3.0, cg_steps=2),
     "imaml-converged": ImamlConfig(inner_steps=200, inner_lr=0.03, strength=5.0, cg_steps=60),
     "imaml-0": ImamlConfig(inner_steps=2, cg_steps=0),

@@ -38,7 +38,7 @@ LEARNERS += ["matching", "matching-scaled", "relation"]
 LEARNERS += ["mamlpp-3", "mamlpp-last-loss", "mamlpp-one-rate", "mamlpp-one-norm", "fomamlpp-3"]
 LEARNERS += ["cavia-2", "focavia-2"]
 LEARNERS += ["metalstm-1", "metalstm-3"]
-LEARNERS += ["imaml-dense", "imaml-2", "imaml-0"]
+LEARNERS += ["imaml-dense", "imaml-damped", "imaml-2", "imaml-0"]
 LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 LEARNERS += ["maml-2-film", "fomaml-2-film", "metasgd-2-film", "reptile-film"]
 LEARNERS += ["maml-2-gates", "anil-2-gates", "protonet-gates"]
@@ -395,7 +395,7 @@ def implicit_gradient(net: Net, config: ImamlConfig, w: Weights, task: Task) -> 
         return cost(net(dict(zip(names, parts, strict=True)), task.support.x, task.support.x), task.support.y)
 
     hessian = torch.autograd.functional.hessian(support_loss, flat(w).detach())
-    matrix = torch.eye(len(target), dtype=torch.float64) + hessian / config.strength
+    matrix = torch.eye(len(target), dtype=torch.float64) + hessian / (config.strength + config.damping)
     solution = target if config.cg_steps == 0 else torch.linalg.solve(matrix, target)
     if config.cg_steps == 2:
         basis = torch.linalg.qr(torch.stack([target, matrix @ target], 1))[0]
