@@ -134,6 +134,18 @@ def test_stop_and_resume_elsewhere(
     assert_same(summary, undisturbed)
 
 
+def test_steps_that_do_not_wait(ray: Any, tmp_path: Path) -> None:
+    """Every step is committed though a worker is killed; and one worker has nobody to be late against."""
+    free = ("server.mode=async", "tasks.batch=2", "tasks.chunk=2")
+    fault = KillOnce("work", 5, str(tmp_path / "struck"))
+    summary, notes = run(tmp_path, *free, fault=fault)
+    assert Path(fault.marker).exists()
+    assert (summary["step"], summary["worker_losses"], summary["chunks_redone"]) == (STEPS, 1, 1)
+    assert max(record.age or 0 for record in notes.records) >= 1
+    alone = run(tmp_path, *free, "runtime=inprocess")[0]
+    assert run(tmp_path, *free, "resources.workers=1")[0]["params_sha256"] == alone["params_sha256"]
+
+
 def test_resume_of_another_job_is_refused(tmp_path: Path) -> None:
     stopped, _ = run(tmp_path, "runtime=inprocess", stop_after=3)
     other = job(tmp_path, "runtime=inprocess", "learner.inner_lr=0.3")

@@ -71,6 +71,9 @@ SETTINGS = [
     (["optimizer.average=2"], "optimizer.average", "2", "a share of the steps, from 0 to 1"),
     (["optimizer.clip=0"], "optimizer.clip", "0", "or null"),
     (["server.statistics_momentum=1"], "server.statistics_momentum", "1.0", "below 1"),
+    (["server.mode=asynch"], "server.mode", "'asynch'", "Did you mean 'async'?"),
+    (["server.staleness=-1"], "server.staleness", "-1", "at least 0"),
+    (["server.age_weight=inverse"], "server.age_weight", "'inverse'", "no answer is old"),
     (["resources.workers={min: 3, max: 2}"], "resources.workers.max", "2", "at least min = 3"),
     (["resources.workers={least: 3}"], "resources.workers.least", "3", "one of the keys min, max"),
     (["resources.workers=some"], "resources.workers", "'some'", "a whole number or {min, max}"),
@@ -87,6 +90,7 @@ SETTINGS = [
     # what does not go together
     (["tasks.ways=5"], "tasks.ways", "5", "at most the 4 classes of the train split"),
     (["tasks.shots=200"], "tasks.shots + query", "202", "no more examples a class than there are"),
+    (["server.mode=async"], "tasks.batch", "4", "each is a step of its own"),
     (["tasks.train_ways=3"], "tasks.train_ways", "3", "tasks.ways = 2 for learner maml"),
     (["data.split.train=null"], "data.split.train", "None", "classes to train on"),
     (["data.split.train=[]"], "data.split.train", "[]", "at least one class"),

@@ -88,7 +88,7 @@ def test_two_phases_are_one_step(strategy: str) -> None:
     for phase in range(2):
         meta = rule.moving(Meta({n: v.double() for n, v in state.meta.parameters.items()}, {}, {}), phase)
         result = compute_meta_gradient(learner.in_phase(phase), meta, join(tasks), strategy)
-        payload = to_payload(ChunkKey("run", 0, phase, 0), result)
+        payload = to_payload(ChunkKey("run", 0, phase, 0), result, 0)
         assert list(payload.gradient) == [["generator.phi"], ["head.weight"]][phase]
         in_32_bits = {name: value.astype("float32") for name, value in payload.gradient.items()}
         payload = copy.copy(payload)

@@ -50,9 +50,7 @@ CASES.append(("cavia-concat-2", "mlp", "none"))
 
 
 # The dense solves of iMAML blow up what is rounded.
-@pytest.mark.parametrize(
-    ("name", "kind", "norm"), [case for case in CASES if case[0][:7] != "imaml-d"]
-)
+@pytest.mark.parametrize(("name", "kind", "norm"), [case for case in CASES if case[0][:7] != "imaml-d"])
 def test_every_learner_in_every_strategy(setting: Callable, name: str, kind: str, norm: str) -> None:
     learner, meta, batch = setting(name, kind, norm)
     meta, batch = in_float32(meta, batch)
