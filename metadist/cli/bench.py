@@ -204,6 +204,41 @@ def straggler_command(
         typer.echo(json_line(measured))
 
 
+@app.command("staleness")
+def staleness_command(
+    job: str = typer.Argument(..., metavar="JOB", help="Job file (YAML)."),
+    ages: str = typer.Option("0,1,3,7,15,31", help="Ages of the answers in steps, separated by commas."),
+    weights: str = typer.Option("one,inverse", help="Values of server.age_weight, separated by commas."),
+    plot: str | None = typer.Option(None, help="A PNG to write."),
+    overrides: list[str] = typer.Option([], "--set", help="dotted.key=value, a YAML value; may be repeated."),
+    as_json: bool = _JSON,
+) -> None:
+    """What a job reaches with server.mode: async, by the age of its answers, on its test tasks.
+
+    In this process, with answers of just that age: as W workers that are equally fast have the age W - 1. The
+    meta-batch becomes one chunk, and the steps as many more as take the same tasks.
+    """
+    from metadist.bench.staleness import StalenessResult, measure_staleness, staleness_curves
+    from metadist.config import load_job
+    from metadist.tracking.plots import accuracy_by_step
+
+    table = table_of("weight of old answers", "age", "figure", "± 95 %")
+
+    def show(result: StalenessResult) -> None:
+        figures = ("diverged", "") if result.value is None else (f"{result.value:.4f}", f"{result.ci95 or 0:.4f}")
+        table.add_row(result.weight, f"{result.age:.1f}", *figures)
+        typer.echo(f"age {result.age:.1f}, {result.weight}: {figures[0]}", err=True)
+
+    read = load_job(job, overrides)
+    measured = measure_staleness(read, _numbers(ages, "--ages"), weights.split(","), show)
+    print_all("", table)
+    if plot is not None:
+        label = "query loss" if read.tasks.loss == "mse" else "query accuracy"
+        accuracy_by_step(staleness_curves(measured), plot, label, "age of the answers (steps)")
+    if as_json:
+        typer.echo(json_line(measured))
+
+
 def _figures(rate: Rate) -> tuple[str, ...]:
     return tuple(f"{value:.1f}" for value in (rate.median, rate.low, rate.high))
 

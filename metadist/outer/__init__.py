@@ -19,6 +19,7 @@ from metadist.outer.messages import (
 from metadist.outer.meta_gradient import MetaGradient, Strategy, compute_meta_gradient
 from metadist.outer.optimizer import OptimizerConfig, check_groups
 from metadist.outer.server import (
+    AgeWeight,
     OuterRule,
     OuterState,
     ServerConfig,
@@ -31,6 +32,7 @@ from metadist.outer.start import check_patterns, start_values
 from metadist.outer.strategy import StrategyCheck, check_strategy, choose_strategy
 
 __all__ = [
+    "AgeWeight",
     "Checkpoint",
     "ChunkKey",
     "ChunkReport",

@@ -22,6 +22,9 @@ from metadist.outer.optimizer import OptimizerConfig, OptimizerState, optimizer_
 # Small enough that torch sums a block in one thread, so that a norm does not depend on the thread count.
 BLOCK = 16384
 
+Mode = Literal["sync", "stale", "async"]
+AgeWeight = Literal["one", "inverse"]
+
 
 @dataclass(frozen=True)
 class ServerConfig:
@@ -29,11 +32,11 @@ class ServerConfig:
 
     #: `sync`: every step waits for all of its chunks, and its bits depend on nothing but the job; `stale` and `async`:
     #: each chunk is a step of its own, taken when it comes, though it was computed some steps ago
-    mode: Literal["sync", "stale", "async"] = "sync"
+    mode: Mode = "sync"
     #: how many steps old an answer may be; with `stale`, older ones are refused
     staleness: int = 4
     #: what a step counts whose answer is some steps old: as much as any (`one`), or 1 / (1 + its age) of it (`inverse`)
-    age_weight: Literal["one", "inverse"] = "one"
+    age_weight: AgeWeight = "one"
     #: patterns of the parameters that the server trains and publishes, and after a ! of those that stay with the task
     #: (`["*", "!head.*"]`): each task begins them as the job does, adapts them like the others, and drops them
     share: list[str] = field(default_factory=lambda: ["*"])
@@ -96,9 +99,9 @@ class OuterRule:
     statistics_momentum: float = 0.9
     phases: tuple[tuple[str, ...], ...] = (("*",),)
     on_non_finite: Literal["stop", "skip"] = "stop"
-    mode: Literal["sync", "stale", "async"] = "sync"
+    mode: Mode = "sync"
     staleness: int = 0
-    age_weight: Literal["one", "inverse"] = "one"
+    age_weight: AgeWeight = "one"
 
     @property
     def chunks(self) -> int:

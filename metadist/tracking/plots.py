@@ -80,14 +80,16 @@ def accuracy_by_step(
     curves: Mapping[str, Sequence[tuple[float, float, float]]],
     path: str | os.PathLike[str],
     ylabel: str = "query accuracy (%)",
+    xlabel: str = "inner steps",
 ) -> None:
-    """How a learner gets better with each inner step, one curve for each of several starts.
+    """How a learner gets better with each inner step, or worse with something else, one curve for each of several runs.
 
     Args:
         curves: by label, points of (number of inner steps, mean, half width of its 95% interval), the
             latter two in the unit that `ylabel` names.
         path: the PNG to write.
         ylabel: what is shown.
+        xlabel: what it depends on.
     """
     figure = _figure(5.2, 3.6)
     axis = figure.subplots()
@@ -99,7 +101,7 @@ def accuracy_by_step(
         longest = max(longest, *steps)
         axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
         axis.plot(steps, mean, color=colour, marker="o", markersize=4, label=label)
-    axis.set_xlabel("inner steps")
+    axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_xlim(-0.03 * longest, 1.03 * longest)
     _whole_numbers(axis)

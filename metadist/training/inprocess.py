@@ -26,40 +26,43 @@ class Box:
 
 
 class InProcessPool(WorkerPool):
-    """One worker that does its work when the loop waits for it."""
+    """Does work when the loop waits for it.
 
-    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+    Args:
+        workers: how many there seem to be; they take turns.
+    """
+
+    def __init__(self, experiment: Experiment, device: torch.device, workers: int = 1) -> None:
         self._worker = Worker(experiment, device)
-        self._queue: deque[tuple[int, Work, Box, Box]] = deque()
-        self._joined = Joined(0, fingerprint(device))
-        self._greeted = False
+        self._queue: deque[tuple[int, int, Work, Box, Box]] = deque()
+        self._joined: list[Event] = [Joined(number, fingerprint(device)) for number in range(workers)]
 
     def submit(self, worker: int, ticket: int, work: Work, version: Ref) -> Ref:
         payload = Box()
-        self._queue.append((ticket, work, version, payload))
+        self._queue.append((worker, ticket, work, version, payload))
         return payload
 
     def withdraw(self, worker: int, ticket: int) -> None:
-        self._queue = deque(order for order in self._queue if order[0] != ticket)
+        self._queue = deque(order for order in self._queue if order[1] != ticket)
 
     def wait(self, timeout: float) -> list[Event]:
-        if not self._greeted:
-            self._greeted = True
-            return [self._joined]
+        if self._joined:
+            joined, self._joined = self._joined, []
+            return joined
         if not self._queue:
             raise TimeoutError("no worker has any work")
-        ticket, work, version, payload = self._queue.popleft()
+        worker, ticket, work, version, payload = self._queue.popleft()
         if version.value is None:  # of a step that was not taken
-            return [Voided(0, ticket)]
+            return [Voided(worker, ticket)]
         try:
             payload.value, report = self._worker.run(work, version.value)
         except OutOfMemory as error:
-            return [Exhausted(0, ticket, str(error))]
+            return [Exhausted(worker, ticket, str(error))]
         except UserError:  # found by the check before the first step
             raise
         except Exception as error:
-            raise PoolError(f"worker 0 failed: {error!r}") from error
-        return [Done(0, ticket, report)]
+            raise PoolError(f"worker {worker} failed: {error!r}") from error
+        return [Done(worker, ticket, report)]
 
     def close(self) -> None:
         self._queue.clear()

@@ -177,7 +177,9 @@ def test_statistics_are_folded_in_once_a_step() -> None:
             indices = rule.chunk_tasks(version, chunk)
             batch = experiment.distribution.batch("train", experiment.seed, indices, experiment.episode, CPU)
             results = [compute_meta_gradient(experiment.learner, state.meta, batch, s) for s in ("loop", "vectorized")]
-            loop, vectorized = (to_payload(ChunkKey(rule.run, version, 0, chunk), result, version) for result in results)
+            loop, vectorized = (
+                to_payload(ChunkKey(rule.run, version, 0, chunk), result, version) for result in results
+            )
             assert loop.statistics["square"] == pytest.approx(vectorized.statistics["square"], rel=1e-6)
             payloads.append(loop)
             means += batch.support.y.double().mean((1, 2)).tolist()

@@ -13,6 +13,7 @@ import torch
 from metadist.outer import Experiment
 from metadist.testing.fakes import FakePool, FakeServer, Fault
 from metadist.testing.toys import averaging_experiment, sinusoid_experiment
+from metadist.training.inprocess import InProcessPool
 from metadist.training.seams import Ref
 from metadist.training.stepper import Diverged
 
@@ -128,3 +129,9 @@ def test_stop_and_resume(make_run: Callable) -> None:
     assert run.versions()[-1] == 7
     server = FakeServer(run.experiment)
     assert run.go(FakePool(run.experiment, server), server, resume=True).step == STEPS
+
+
+def test_workers_that_take_turns_have_answers_of_one_age(make_run: Callable) -> None:
+    run = make_run(free(), **WITHOUT_BARRIERS)
+    run.go(InProcessPool(run.experiment, CPU, workers=4))
+    assert [record.age for record in run.notes.records] == [0, 1, 2] + [3] * (STEPS - 3)

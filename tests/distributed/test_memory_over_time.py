@@ -1,0 +1,59 @@
+"""Nothing of a run grows with its steps: memory of driver, server and workers, the object store, open files."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metadist.bench.line import ray_line
+from metadist.distributed.chaos import processes_of
+from metadist.testing.toys import sinusoid_experiment
+
+STEPS, WORKERS = 5000, 2
+
+
+def build() -> Any:
+    return sinusoid_experiment(steps=2 * STEPS)
+
+
+def private_bytes(process: int) -> int:
+    """Memory of a process that no other one shares."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def stored_objects() -> int:
+    from ray._private.internal_api import memory_summary
+
+    found = re.search(r"Plasma memory usage .*?, (\d+) objects", memory_summary(stats_only=True))
+    assert found is not None
+    return int(found.group(1))
+
+
+def use() -> dict[str, int]:
+    """Bytes, files and objects in use, by what uses them."""
+    gc.collect()
+    processes = {"driver": os.getpid()}
+    for title in ("ServerActor", "WorkerActor"):
+        for number, process in enumerate(sorted(processes_of(os.getpid(), f"ray::{title}".encode()))):
+            processes[f"{title} {number}"] = process
+    assert len(processes) == 2 + WORKERS
+    found = {f"memory of {name}": private_bytes(process) for name, process in processes.items()}
+    found |= {f"files of {name}": len(os.listdir(f"/proc/{process}/fd")) for name, process in processes.items()}
+    return found | {"stored objects": stored_objects()}
+
+
+@pytest.mark.slow
+def test_five_thousand_steps_leave_nothing_behind(ray: Any) -> None:
+    with ray_line(build, WORKERS, "loop") as line:
+        quarters = []
+        for _ in range(4):
+            line.take(STEPS // 4)
+            quarters.append(use())
+    second, last = quarters[1], quarters[3]
+    assert {name: value for name, value in last.items() if value > 1.02 * second[name] + 2} == {}, second
