@@ -133,6 +133,8 @@ class ResourcesConfig:
     cpus_per_worker: float = 1.0
     #: GPUs that each worker reserves; fractions share one
     gpus_per_worker: float = 0.0
+    #: workers that are kept ready to take the place of a lost one at once; each reserves what a worker reserves
+    spares: int = 0
     #: seconds within which some worker must finish something, and the server must answer
     timeout: float = 300.0
     #: that paths of `storage` and `tracking.uri` without a scheme are on a disk that every node sees, or are meant to
@@ -140,7 +142,7 @@ class ResourcesConfig:
     shared_storage: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(self, cpus_per_worker=0, gpus_per_worker=0, timeout=1)
+        _at_least(self, cpus_per_worker=0, gpus_per_worker=0, timeout=1, spares=0)
         if isinstance(self.workers, int):
             _at_least(self, workers=1)
 

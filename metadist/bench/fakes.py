@@ -40,7 +40,7 @@ class FakePool(RayPool):
             TimeoutError: they were not there within `DEADLINE` seconds.
             NotWell: one has imported torch, and is no light one.
         """
-        until = time.monotonic() + DEADLINE
+        self._workers, until = workers, time.monotonic() + DEADLINE
         while len(dispatcher.alive) < workers:
             if time.monotonic() > until:
                 raise TimeoutError(f"{len(dispatcher.alive)} of {workers} workers came within {DEADLINE:g} s")

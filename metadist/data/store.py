@@ -51,6 +51,7 @@ class ClassStore:
         self.shape: tuple[int, int, int] = tuple(manifest["shape"])
         self.pixels = pixels
         self.sha256: str = manifest["sha256"]
+        self._seen = self._stamp()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ClassStore:
@@ -77,6 +78,24 @@ class ClassStore:
     def counts(self) -> npt.NDArray[np.int64]:
         """Number of examples of each class: int64 [C]."""
         return np.diff(self.offsets)
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What a change of the pixel file changes; `None` where it is gone: who has mapped it has it all the same."""
+        try:
+            found = os.stat(self.path / PIXELS_NAME)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        """Ask the file system whether the pixel file is the one that was opened; no pixel is read.
+
+        Raises:
+            UserError: it was written to, or another one is in its place.
+        """
+        if self._stamp() not in (None, self._seen):
+            hint = "Prepare or fetch it again, and go on with --resume: no checkpoint was written since."
+            raise UserError(str(self.path / PIXELS_NAME), "a file that has changed", "the one that was opened", hint)
 
     def verify(self) -> None:
         """Read everything and compare with the manifest's hash.

@@ -38,12 +38,13 @@ class RayPool(WorkerPool):
         blueprint: what the workers build.
         workers: how many.
         cpus: CPUs that Ray reserves for each.
+        spares: workers beside these that take the place of a lost one at once; a new spare is then started.
     """
 
     #: what the workers are; a bench has others
     actor_class: type = WorkerActor
 
-    def __init__(self, blueprint: Blueprint, workers: int, cpus: float) -> None:
+    def __init__(self, blueprint: Blueprint, workers: int, cpus: float, spares: int = 0) -> None:
         self._actor = ray.remote(self.actor_class).options(
             num_cpus=cpus,
             num_gpus=blueprint.gpus,
@@ -56,7 +57,10 @@ class RayPool(WorkerPool):
         self._next = 0
         self._packed: Parcel | None = None
         self._failed_starts = 0
-        for _ in range(workers):
+        self._workers = workers
+        #: spares that are ready, with what they are
+        self._waiting: dict[int, dict[str, str]] = {}
+        for _ in range(workers + spares):
             self._start()
 
     def _start(self) -> None:
@@ -84,6 +88,9 @@ class RayPool(WorkerPool):
     def wait(self, timeout: float) -> list[Event]:
         deadline = time.monotonic() + timeout
         while True:
+            if self._waiting and not self._complete():
+                name = next(iter(self._waiting))
+                return [self._join(name, self._waiting.pop(name))]
             refs = {ref: name for name, m in self._members.items() for ref in (*m.reports, m.lacks, m.ready) if ref}
             if not refs:
                 raise TimeoutError("no worker has any work")
@@ -121,10 +128,20 @@ class RayPool(WorkerPool):
             member.lacks, member.ready = None, member.actor.ready.remote(self._parcel() if value else None)
             return None
         if ref is member.ready:
-            member.ready, member.joined, self._failed_starts = None, True, 0
+            member.ready, self._failed_starts = None, 0
             seen, member.pid = value
-            return Joined(name, seen)
+            if not self._complete():
+                return self._join(name, seen)
+            self._waiting[name] = seen
+            return None
         return Done(name, member.reports.pop(ref), value)
+
+    def _complete(self) -> bool:
+        return sum(member.joined for member in self._members.values()) >= self._workers
+
+    def _join(self, name: int, fingerprint: dict[str, str]) -> Event:
+        self._members[name].joined = True
+        return Joined(name, fingerprint)
 
     def _lose(self, name: int, member: _Member, error: RayError) -> Event:
         if not member.joined:

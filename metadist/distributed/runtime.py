@@ -56,8 +56,8 @@ def open_runtime(
     from metadist.distributed.session import ray_session
     from metadist.distributed.store_place import store_place
 
-    cpus = resources.most * resources.cpus_per_worker
-    with ray_session(address, cpus, resources.needed * resources.gpus_per_worker):
+    cpus = (resources.most + resources.spares) * resources.cpus_per_worker
+    with ray_session(address, cpus, (resources.needed + resources.spares) * resources.gpus_per_worker):
         check_places(job)
         blueprint = Blueprint(
             functools.partial(_build, job, run),
@@ -69,7 +69,7 @@ def open_runtime(
             ray.put(to_arrays(dict(experiment.start))) if experiment.start else None,
         )
         server = MeteredServer(blueprint, resources.timeout)
-        pool = RayPool(blueprint, resources.most, resources.cpus_per_worker)
+        pool = RayPool(blueprint, resources.most, resources.cpus_per_worker, resources.spares)
         try:
             yield pool, server
         finally:

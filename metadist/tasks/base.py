@@ -174,3 +174,6 @@ class TaskDistribution(ABC):
     def has(self, split: Split) -> bool:
         """Whether tasks can be drawn from `split`."""
         return True
+
+    def check_unchanged(self) -> None:  # noqa: B027  most families have no data
+        """Raise `UserError` when the data that tasks are drawn from has been changed since it was opened."""

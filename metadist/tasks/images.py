@@ -126,6 +126,9 @@ class ImageTasks(TaskDistribution):
         """The pools of classes that have enough for a task."""
         return [pool for pool in self._pools[split] if len(pool) * self.turns(split) >= ways]
 
+    def check_unchanged(self) -> None:
+        self.store.check_unchanged()
+
     def has(self, split: Split) -> bool:
         return bool(self.classes[split])
 

@@ -119,5 +119,9 @@ class MixtureTasks(TaskDistribution):
         for family in self.families:
             family.check(split, episode)
 
+    def check_unchanged(self) -> None:
+        for family in self.families:
+            family.check_unchanged()
+
     def has(self, split: Split) -> bool:
         return all(family.has(split) for family in self.families)

@@ -286,6 +286,7 @@ class _Run:
         version = self.stepper.version
         if version == self.saved:
             return
+        self.experiment.distribution.check_unchanged()
         self.sha = self.server.save(self.folder, version, self.plan.identity, vars(self.progress))
         self.saved = version
         best = self.progress.best_version

@@ -7,14 +7,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from metadist.distributed.blueprint import Blueprint
+from metadist.outer import ChunkKey, ChunkReport, publish
 from metadist.testing.contracts import oracle, sha
 from metadist.testing.faults import KillOnce
 from metadist.testing.toys import averaging_experiment
 from metadist.training.run_folder import RunFolder
-from metadist.training.seams import Lost
+from metadist.training.seams import Done, Event, Joined, Lost
 from metadist.training.server import Server
+from metadist.training.work import GradientWork, Worker
+
+CPU = torch.device("cpu")
 
 
 def test_a_checkpoint_is_read_though_the_server_dies(ray: Any, tmp_path: Path) -> None:
@@ -78,3 +83,38 @@ def test_an_answer_that_is_lost_before_a_worker_joins_loses_the_worker(
     assert (event.worker, event.tickets) == (0, ())
     (joined,) = workers.wait(1)
     assert joined.worker == 1
+
+
+def test_a_spare_takes_a_lost_workers_place_at_once(ray: Any, tmp_path: Path) -> None:
+    """And a new spare is started, which does not join while all workers are there."""
+    from metadist.distributed.pool import RayPool
+
+    experiment = averaging_experiment()
+    published = ray.put(publish(oracle(experiment, 0)))
+    fault = KillOnce("work", 0, str(tmp_path / "struck"))
+    pool = RayPool(Blueprint(averaging_experiment, 1, fault=fault), 1, cpus=1, spares=1)
+    work = GradientWork(ChunkKey(experiment.rule.run, 0, 0, 0), "loop")
+
+    def next_event() -> Event:
+        (event,) = pool.wait(60)
+        return event
+
+    try:
+        first = next_event()
+        assert isinstance(first, Joined)
+        pool.submit(first.worker, 0, work, published)
+        lost, second = next_event(), next_event()
+        assert Path(fault.marker).exists()
+        assert isinstance(lost, Lost)
+        assert (lost.worker, lost.tickets) == (first.worker, (0,))
+        assert isinstance(second, Joined)
+        assert {first.worker, second.worker} == {0, 1}, "a third worker was not waited for"
+        pool.submit(second.worker, 1, work, published)
+        done = next_event()
+        assert isinstance(done, Done)
+        assert isinstance(done.report, ChunkReport)
+        payload, _ = Worker(experiment, CPU).run(work, ray.get(published))
+        assert payload is not None
+        assert (done.worker, done.report.digest) == (second.worker, payload.digest)
+    finally:
+        pool.close()

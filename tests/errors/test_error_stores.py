@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -12,6 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from metadist.config import load_job
+from metadist.distributed.run import RunOptions, train_job
+from metadist.errors import UserError
+from metadist.testing.observers import Notes
+from metadist.training.run_folder import RunFolder
+from metadist.training.stepper import StepRecord
 
 
 @pytest.fixture
@@ -172,3 +180,51 @@ def test_full_disk(metadist: Callable[..., Any], images: Path, tmp_path: Path, m
     ended = metadist("data", "prepare", str(images), str(tmp_path / "new"))
     assert_mistake(ended, str(tmp_path / "new"), "No space left", "enough free space")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+class Meddler(Notes):
+    """Does something to a store when a step was committed."""
+
+    def __init__(self, version: int, meddle: Callable[[], object]) -> None:
+        super().__init__()
+        self.version, self.meddle = version, meddle
+
+    def stepped(self, record: StepRecord, workers: int, losses: int) -> None:
+        super().stepped(record, workers, losses)
+        if record.version == self.version:
+            self.meddle()
+
+
+@pytest.fixture
+def of_a_store(metadist: Callable[..., Any], job: str, tmp_path: Path) -> Callable[[Notes], dict[str, Any]]:
+    """Runs the tiny job from a prepared store, at `tmp_path / "digits"`."""
+    store = tmp_path / "digits"
+    assert metadist("data", "prepare", "sklearn:digits", str(store)).code == 0
+    sets = [f"data.source={store}", f"storage={tmp_path / 'runs'}", "data.size=null", "data.channels=null"]
+    return lambda notes: train_job(load_job(job, sets), notes, RunOptions())
+
+
+def test_a_store_that_vanishes_under_a_run(of_a_store: Callable[..., Any], tmp_path: Path) -> None:
+    """Who has mapped it has it: the run ends with the same bits."""
+    whole = of_a_store(Meddler(0, tmp_path.stat))
+    gone = of_a_store(Meddler(1, lambda: shutil.rmtree(tmp_path / "digits")))
+    assert not (tmp_path / "digits").exists()
+    assert gone["params_sha256"] == whole["params_sha256"]
+
+
+@pytest.mark.parametrize("how", ["written to", "replaced"])
+def test_a_store_that_changes_under_a_run(of_a_store: Callable[..., Any], tmp_path: Path, how: str) -> None:
+    """No checkpoint is made of what was computed since."""
+    pixels = tmp_path / "digits" / "pixels.arrow"
+
+    def spoil() -> None:
+        data = bytearray(pixels.read_bytes())
+        data[len(data) // 2] ^= 255
+        if how == "replaced":
+            pixels.unlink()
+        pixels.write_bytes(data)
+
+    with pytest.raises(UserError, match=r"pixels\.arrow: got 'a file that has changed', .* --resume"):
+        of_a_store(Meddler(2, spoil))
+    (run,) = (tmp_path / "runs").iterdir()
+    assert RunFolder(str(run)).checkpoints()[-1].endswith("step-00000001.safetensors")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,14 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from metadist.errors import UserError
 from metadist.outer import ChunkKey, Experiment
 from metadist.tasks import Episode, SinusoidTasks, Task
 from metadist.tasks.base import Split
 from metadist.testing.fakes import FakePool, FakeServer, Fault
+from metadist.testing.observers import Notes
 from metadist.testing.toys import sinusoid_experiment
 from metadist.training.dispatch import DEPTH, Dispatcher, Interrupted
 from metadist.training.seams import Done, Joined, Lost, PoolError, Voided, WorkerPool
-from metadist.training.stepper import Diverged
+from metadist.training.stepper import Diverged, StepRecord
 from metadist.training.work import CheckWork, GradientWork
 
 FAULTS: dict[str, tuple[tuple, ...]] = {
@@ -314,3 +318,30 @@ def test_stopping_in_the_middle_of_an_evaluation() -> None:
 def test_nothing_within_the_deadline_is_an_error() -> None:
     with pytest.raises(TimeoutError):
         Dispatcher(Scripted(), 1.0, print).poll()
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+    make_run: Callable, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    """A full disk, or one that was mounted read-only: what is there stays whole, and the run goes on from it."""
+    run, whole, tried = make_run(checkpoint_every=1), make_run(), []
+
+    def fail(file: int) -> None:
+        tried.append(file)
+        raise OSError(reason, os.strerror(reason))
+
+    class Filling(Notes):
+        def stepped(self, record: StepRecord, workers: int, losses: int) -> None:
+            super().stepped(record, workers, losses)
+            if record.version == 4:
+                monkeypatch.setattr(os, "fsync", fail)
+
+    run.notes = Filling()
+    with pytest.raises(UserError, match=rf"step-00000004\.safetensors: got '{os.strerror(reason)}'"):
+        run.go()
+    assert tried
+    monkeypatch.undo()
+    assert run.versions()[-1] == 3
+    run.notes = Notes()
+    assert run.go(resume=True).params_sha256 == whole.go().params_sha256
