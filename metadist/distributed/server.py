@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -110,9 +109,14 @@ class RayServer(ParameterServer):
             if self._state is None:  # it had not been started: it was only to read
                 return None
             published, there = self._actor.restore.options(num_returns=2).remote(self._state, steps, *held)
-            with contextlib.suppress(ServerLost):
+            try:
                 self._get(there)  # nothing is ordered of a server that has not gone on: order is not kept
                 return published
+            except ServerLost:
+                continue
+            except RayError as error:
+                lost = type(error).__name__
+                raise ServerLost(f"what a new one would go on from is lost, too ({lost}); use --resume") from error
         raise ServerLost(f"{LIVES} parameter servers in a row were lost before they had gone on; use --resume")
 
     def save(self, folder: RunFolder, version: int, identity: str, progress: dict[str, Any]) -> str:
