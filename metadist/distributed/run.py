@@ -358,6 +358,7 @@ def _summarize(
         "chunks_doubled": result.chunks_doubled,
         "steps_skipped": result.skipped,
         "refused": result.refused,
+        "workers": {str(worker): share for worker, share in result.workers.items()},
         "tested_step": result.tested,
         "tested_as": result.tested_as,
         "identity_sha256": prepared.sha,
@@ -366,6 +367,8 @@ def _summarize(
     } | {name: test.as_dict() for name, test in tests.items()}
     for name, test in tests.items():
         recorder.log(result.step, scores(test, name))
+    shares = {f"worker-{worker}/{key}": v for worker, share in result.workers.items() for key, v in share.items()}
+    recorder.log(result.step, shares)
     if tests:
         assert result.tested is not None
         judged = _tested_state(folder, result.tested).judged

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from metadist.outer import ChunkReport
 from metadist.training.pace import Pace
 from metadist.training.seams import Done, Exhausted, Joined, Lost, PoolError, Ref, Voided, WorkerPool
 from metadist.training.work import Report, Work
@@ -22,6 +23,21 @@ MOMENT = 1e-3
 
 class Interrupted(Exception):
     """The user wants to stop, in the middle of an evaluation."""
+
+
+@dataclass
+class Share:
+    """What one worker has done for training.
+
+    Attributes:
+        tasks: tasks of its chunks.
+        seconds: processor time that it took for them.
+        joined: when it joined, by the dispatcher's clock.
+    """
+
+    joined: float
+    tasks: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -51,6 +67,7 @@ class Dispatcher:
         alive: tickets of the work that each worker holds, the one in hand first.
         losses: workers that were lost.
         doubled: pieces of work that were given to another worker too.
+        shares: what the workers that there are have done.
     """
 
     def __init__(self, pool: WorkerPool, deadline: float, say: Callable[[str], None], least: int = 1) -> None:
@@ -60,6 +77,7 @@ class Dispatcher:
         self.alive: dict[int, deque[int]] = {}
         self.losses = 0
         self.doubled = 0
+        self.shares: dict[int, Share] = {}
         self.fingerprint: dict[str, str] = {}
         self._work: dict[int, Work] = {}
         self._deaths: Counter[Work] = Counter()
@@ -175,6 +193,7 @@ class Dispatcher:
                         "which worker did what; use nodes of one kind."
                     )
                 self.alive[event.worker] = deque()
+                self.shares[event.worker] = Share(now)
                 self._changed(event.worker)
             elif isinstance(event, Lost):
                 self._bury(event, polled)
@@ -190,6 +209,9 @@ class Dispatcher:
                 work = self._work.pop(event.ticket)
                 if isinstance(event, Done):
                     self._deaths.pop(work, None)
+                    if isinstance(event.report, ChunkReport):
+                        self.shares[event.worker].tasks += event.report.tasks
+                        self.shares[event.worker].seconds += event.report.seconds
                     polled.done.append((event.ticket, event.report))
                 elif isinstance(event, Exhausted):
                     self._retry(event, work)
@@ -212,6 +234,7 @@ class Dispatcher:
     def _bury(self, event: Lost, polled: Polled) -> None:
         held = self.alive.pop(event.worker, deque())
         self._late.discard(event.worker)
+        self.shares.pop(event.worker, None)
         self.losses += 1
         short = f"; going on with at least {self.least} workers" if len(self.alive) < self.least > 1 else ""
         self._say(f"worker {event.worker} was lost ({event.reason}); its work is done again elsewhere{short}")

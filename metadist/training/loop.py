@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from metadist.errors import UserError
 from metadist.outer import Experiment, StrategyCheck
 from metadist.training.dispatch import Dispatcher, Interrupted
@@ -88,6 +90,9 @@ class TrainResult:
         tested_as: `best on validation` or `last`, and of which versions the mean was taken.
         tasks_per_second: training tasks over the time spent in steps.
         compute_seconds: processor time of the meta-gradients, of all workers together.
+        refused: answers that were too old, where steps do not wait for each other.
+        workers: of each worker that is there, the training tasks per second since it joined, and the share of that
+            time in which it computed none.
     """
 
     step: int
@@ -103,6 +108,7 @@ class TrainResult:
     chunks_doubled: int
     skipped: int = 0
     refused: int = 0
+    workers: dict[int, dict[str, float]] = field(default_factory=dict)
     tested: int | None = None
     tested_as: str | None = None
     valid: Evaluation | None = None
@@ -312,6 +318,14 @@ class _Run:
             tests[name] = evaluate(self.dispatcher, plan, strategy, version, True, True, beside=beside)
         return self._result(outcome, tested=tested, tested_as=self._tested_as(tested), valid=valid, tests=tests)
 
+    def _shares(self) -> dict[int, dict[str, float]]:
+        now, found = self.dispatcher.clock(), {}
+        for worker, share in self.dispatcher.shares.items():
+            seconds = max(now - share.joined, 1e-9)
+            busy = share.seconds / seconds / torch.get_num_threads()
+            found[worker] = {"tasks_per_second": share.tasks / seconds, "idle": max(0.0, 1 - busy)}
+        return found
+
     def _result(self, outcome: str, **tests: Any) -> TrainResult:
         rate = self.steps_done * self.experiment.rule.tasks / self.seconds if self.seconds else 0.0
         return TrainResult(
@@ -328,5 +342,6 @@ class _Run:
             chunks_doubled=self.dispatcher.doubled,
             skipped=self.stepper.skipped,
             refused=getattr(self.stepper, "refused", 0),
+            workers=self._shares(),
             **tests,
         )
