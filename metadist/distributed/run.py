@@ -368,7 +368,7 @@ def _summarize(
     for name, test in tests.items():
         recorder.log(result.step, scores(test, name))
     shares = {f"worker-{worker}/{key}": v for worker, share in result.workers.items() for key, v in share.items()}
-    recorder.log(result.step, shares)
+    tracker.metrics(result.step, shares)
     if tests:
         assert result.tested is not None
         judged = _tested_state(folder, result.tested).judged

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_cluster import ROOT, Local
+from local_cluster import LOCAL, ROOT, Local
 from test_same_bits import STEPS, job, short
 
 from metadist.distributed.run import RunOptions, train_job
@@ -40,6 +44,43 @@ class Nodes(Notes):
 notes = Nodes()
 summary = train_job(load_job(path, overrides), notes, RunOptions(address="local"))
 print(json.dumps({"summary": summary, "said": notes.said}))
+"""
+
+#: enough for the second node's worker to join on the way
+LONG = 200
+#: namespaces and ends of the link between them, with their addresses
+HEAD, OTHER = f"mda{os.getpid()}", f"mdb{os.getpid()}"
+ADDRESSES = {HEAD: "10.213.7.1", OTHER: "10.213.7.2"}
+
+#: drives a run in the head's namespace; cuts the link once both nodes work, and mends it when the loss was noticed
+CUTTER = """
+import json, subprocess, sys
+from metadist.config import load_job
+from metadist.distributed.run import RunOptions, train_job
+from metadist.testing.observers import Notes
+
+link, path, *overrides = sys.argv[1:]
+
+def turn(state):
+    subprocess.run(["ip", "link", "set", link, state], check=True, timeout=10)
+
+class Cut(Notes):
+    cut = None
+
+    def stepped(self, record, workers, losses):
+        super().stepped(record, workers, losses)
+        if workers == 2 and self.cut is None:
+            turn("down")
+            self.cut = record.version
+
+    def say(self, text):
+        super().say(text)
+        if "was lost" in text:
+            turn("up")
+
+notes = Cut()
+summary = train_job(load_job(path, overrides), notes, RunOptions(address="local"))
+print(json.dumps({"summary": summary, "said": notes.said, "cut": notes.cut}))
 """
 
 
@@ -80,3 +121,58 @@ def test_a_nodes_own_disk_is_no_storage_for_a_cluster(cluster: Local, tmp_path: 
     assert "storage: got" in refused.stderr
     assert "--shared-storage" in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+
+
+def within(namespace: str, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", "netns", "exec", namespace, *command], capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Iterator[Local]:
+    """A head and another node, each in a namespace of its own, joined by one link."""
+    if os.getuid() or shutil.which("ip") is None or subprocess.run(["ip", "netns", "add", HEAD]).returncode:
+        pytest.skip("no network namespaces here: they take root and the program ip")
+    local = Local(tmp_path / "cluster")
+    try:
+        ip("netns", "add", OTHER)
+        ip("link", "add", HEAD, "netns", HEAD, "type", "veth", "peer", "name", OTHER, "netns", OTHER)
+        for name, address in ADDRESSES.items():
+            other = next(each for each in ADDRESSES.values() if each != address)
+            ip("-n", name, "address", "add", f"{address}/24", "dev", name)
+            for device in ("lo", name):
+                ip("-n", name, "link", "set", device, "up")
+            ip("-n", name, "route", "add", "default", "via", other)  # by which Ray finds its own address
+        for name, command in ((HEAD, ["up", "1", "--detect", "fast"]), (OTHER, ["add"])):
+            started = within(name, str(LOCAL), *command, env=local.environment, timeout=200)
+            assert started.returncode == 0, started.stderr
+        yield local
+    finally:
+        local.sh("down")
+        for name in ADDRESSES:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=10)
+
+
+@pytest.mark.slow
+def test_a_link_that_is_cut_and_comes_back(linked: Local, tmp_path: Path) -> None:
+    """The nodes are in network namespaces of their own, which Linux gives to root only."""
+    oracle = train_job(job(tmp_path, f"steps={LONG}", "runtime=inprocess"), Notes(), RunOptions())
+    settings = [
+        *short(tmp_path),
+        f"steps={LONG}",
+        "resources.workers={min: 1, max: 2}",
+        "resources.shared_storage=true",
+    ]
+    command = (sys.executable, "-c", CUTTER, HEAD, str(ROOT / "jobs" / "quickstart.yaml"), *settings)
+    done = within(HEAD, *command, env=linked.environment, cwd=ROOT, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    summary = found["summary"]
+    assert found["cut"] < LONG, "both nodes had a worker"
+    assert summary["worker_losses"] == 1, found["said"]
+    assert summary["server_losses"] == 0
+    assert (summary["step"], summary["params_sha256"]) == (LONG, oracle["params_sha256"])
+    assert summary["test"] == oracle["test"]

@@ -58,6 +58,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path: Path, pretrained: dict[s
         assert ended[key] == pretrained[key]
 
 
+@pytest.mark.slow
 def test_two_workers_and_one_that_dies(ray: Any, tmp_path: Path) -> None:
     """Ray Train, against two processes played by threads: the same bits, also when a worker is killed on the way."""
     settings: dict[str, Any] = {"runtime": "ray", "resources": {"workers": 2, "timeout": 120.0}}
