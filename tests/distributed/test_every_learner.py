@@ -42,9 +42,10 @@ class AnyWorker(WorkerActor):
 
 class Server(RayServer):
     actor: Any
+    get: Callable[..., Any]
 
     def _make(self) -> Any:
-        self.actor.become.remote(self._blueprint)
+        self.get(self.actor.become.remote(self._blueprint), timeout=DEADLINE)
         return self.actor
 
     def close(self) -> None:
@@ -53,9 +54,10 @@ class Server(RayServer):
 
 class Pool(RayPool):
     actors: list[Any]
+    get: Callable[..., Any]
 
     def _make(self, number: int) -> Any:
-        self.actors[number].become.remote(self._blueprint, number)
+        self.get(self.actors[number].become.remote(self._blueprint, number), timeout=DEADLINE)
         return self.actors[number]
 
     def close(self) -> None:
@@ -65,8 +67,10 @@ class Pool(RayPool):
 @pytest.fixture(scope="module")
 def actors(ray: Any) -> Iterator[None]:
     """A server and two workers for all runs."""
-    Server.actor = ray.remote(AnyServer).options(num_cpus=0).remote()
-    Pool.actors = [ray.remote(AnyWorker).options(num_cpus=0).remote() for _ in range(2)]
+    options = {"num_cpus": 0, "allow_out_of_order_execution": True}  # as those of the product
+    Server.get = Pool.get = staticmethod(ray.get)
+    Server.actor = ray.remote(AnyServer).options(**options).remote()
+    Pool.actors = [ray.remote(AnyWorker).options(**options).remote() for _ in range(2)]
     yield
     for actor in (Server.actor, *Pool.actors):
         ray.kill(actor)
