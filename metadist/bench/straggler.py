@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +91,7 @@ def measure_straggler(
         times,
         alike,
         late,
-        ratio=statistics.median(seconds[True]) / statistics.median(seconds[False]),
+        ratio=late.median / alike.median,
         bound=workers / (workers - 1 + 1 / times),
         doubled=doubled / (repeats * (steps + 2)),
     )

@@ -9,50 +9,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from metadist.outer import ChunkKey, ChunkReport, OuterRule, Strategy, Verdict
-from metadist.training.dispatch import Dispatcher
-from metadist.training.seams import ParameterServer, PayloadLost, Ref, ServerLost
-from metadist.training.stepper import Diverged, StepRecord, culprits
+from metadist.outer import ChunkKey, ChunkReport, Verdict
+from metadist.training.seams import PayloadLost, Ref, ServerLost
+from metadist.training.stepper import Diverged, StepRecord, Steps, culprits
 from metadist.training.work import GradientWork
 
 
-class FreeStepper:
-    """The state of a run between driver, workers and server (see `Stepper`).
+class FreeStepper(Steps):
+    """Takes steps of one chunk each, which do not wait."""
 
-    Attributes:
-        refused: answers that were too old.
-    """
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        server: ParameterServer,
-        rule: OuterRule,
-        strategy: Strategy,
-        classifies: bool,
-        version: int,
-        published: Ref,
-        say: Callable[[str], None],
-    ) -> None:
-        self.dispatcher, self.server, self.rule, self.strategy = dispatcher, server, rule, strategy
-        self.classifies = classifies
-        self.version, self.published, self._say = version, published, say
-        self.server_losses = self.redone = self.skipped = self.refused = 0
+    def _begin(self) -> None:
         #: number of the chunk that is given out next: its tasks' address, which no other chunk of the run has
-        self._next = version
+        self._next = self.version
         self._again: deque[int] = deque()
         #: of the work that was given out: number of the chunk, the version that it is computed at, and its payload
         self._out: dict[int, tuple[int, Ref, Ref]] = {}
-        self._last = time.perf_counter()
 
     def advance(self, until: int) -> Iterator[StepRecord]:
-        """Commit steps until the server is at version `until`; then no worker has any work.
-
-        Raises:
-            Diverged: a meta-gradient is not finite. The server stays at the version before.
-        """
         self._last = time.perf_counter()
         while self.version < until:
             self._feed(until)

@@ -26,7 +26,7 @@ from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate
 from metadist.training.free_stepper import FreeStepper
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
 from metadist.training.seams import ParameterServer, Ref, WorkerPool
-from metadist.training.stepper import Diverged, Stepper, StepRecord
+from metadist.training.stepper import Diverged, Stepper, StepRecord, Steps
 from metadist.training.work import CheckWork
 
 
@@ -185,7 +185,7 @@ class _Run:
         self.check = self._check(published)
         self.observer.ready(self.check, version, self.dispatcher.fingerprint)
         kind = Stepper if self.experiment.rule.mode == "sync" else FreeStepper
-        self.stepper = kind(
+        self.stepper: Steps = kind(
             self.dispatcher,
             self.server,
             self.experiment.rule,
@@ -341,7 +341,7 @@ class _Run:
             chunks_redone=self.stepper.redone,
             chunks_doubled=self.dispatcher.doubled,
             skipped=self.stepper.skipped,
-            refused=getattr(self.stepper, "refused", 0),
+            refused=self.stepper.refused,
             workers=self._shares(),
             **tests,
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,13 +79,18 @@ class _Step:
     retried: list[int] = field(default_factory=list)
 
 
-class Stepper:
+class Steps(ABC):
     """The state of a run between driver, workers and server.
 
     Args:
         classifies: whether query rows have classes, so that there is an accuracy.
         version: the version that the server holds, published as `published`.
         say: told of a lost server, in a sentence.
+
+    Attributes:
+        redone: chunks that were computed again.
+        skipped: steps that were given up because they were not finite.
+        refused: answers that were too old.
     """
 
     def __init__(
@@ -101,25 +107,37 @@ class Stepper:
         self.dispatcher, self.server, self.rule, self.strategy = dispatcher, server, rule, strategy
         self.classifies = classifies
         self.version, self.published, self._say = version, published, say
-        self._phase = 0
-        self._compute_seconds = 0.0  # of the phases before
-        self.server_losses = 0
-        self.redone = 0
-        self.skipped = 0
-        self._steps: deque[_Step] = deque()
-        #: step, chunk and payload of the work that was given out; also of late work whose chunk another one had first
-        self._tickets: dict[int, tuple[_Step, int, Ref]] = {}
-        self._pace, self._patience = Pace(), math.inf
-        #: since when the current step's chunks can be computed
-        self._since = dispatcher.clock()
+        self.server_losses = self.redone = self.skipped = self.refused = 0
         self._last = time.perf_counter()
+        self._begin()
 
+    @abstractmethod
+    def _begin(self) -> None:
+        """What a kind of steps remembers besides."""
+
+    @abstractmethod
     def advance(self, until: int) -> Iterator[StepRecord]:
         """Commit steps until the server is at version `until`; no work for later steps is given out.
 
         Raises:
             Diverged: a meta-gradient is not finite. The server stays at the version before.
         """
+
+
+class Stepper(Steps):
+    """Takes steps that wait for all of their chunks."""
+
+    def _begin(self) -> None:
+        self._phase = 0
+        self._compute_seconds = 0.0  # of the phases before
+        self._steps: deque[_Step] = deque()
+        #: step, chunk and payload of the work that was given out; also of late work whose chunk another one had first
+        self._tickets: dict[int, tuple[_Step, int, Ref]] = {}
+        self._pace, self._patience = Pace(), math.inf
+        #: since when the current step's chunks can be computed
+        self._since = self.dispatcher.clock()
+
+    def advance(self, until: int) -> Iterator[StepRecord]:
         self._last = time.perf_counter()
         while self.version < until:
             self._feed(until)
@@ -265,9 +283,11 @@ class Stepper:
         step = self._steps[0]
         open_ones = {t: c for t, (s, c, _) in self._tickets.items() if s is step and c not in step.reports}
         late, self._patience = self.dispatcher.late(open_ones, self._pace, self._since)
+        if not late:
+            return
         ahead = self._ahead(step)
         idle = [worker for worker, held in self.dispatcher.alive.items() if ahead.issuperset(held)]
-        if not late or not idle:
+        if not idle:
             return
         self._hold_back(step)
         step.doubtful = True
