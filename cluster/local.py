@@ -104,6 +104,15 @@ def kill(arguments: argparse.Namespace) -> None:
     print(f"killed node {node}, {ended} processes{lost}")
 
 
+def replace_one(arguments: argparse.Namespace) -> None:
+    """Kill the node that is there longest, the head excepted, and start another one."""
+    _, *others = running().nodes
+    if not others:
+        raise Failure("the head is the only node: `local.sh add` starts another one", 2)
+    kill(argparse.Namespace(node=others[0]))
+    add(arguments)
+
+
 def down(arguments: argparse.Namespace) -> None:
     """End the cluster's processes, and only them."""
     cluster = load()
@@ -171,6 +180,9 @@ def parse() -> argparse.Namespace:
     kill_one = commands.add_parser("kill", help="kill node N as the loss of its machine would")
     kill_one.add_argument("node", type=int, metavar="N")
     kill_one.set_defaults(command=kill)
+    commands.add_parser("replace", help="kill the oldest node but the head, and start one").set_defaults(
+        command=replace_one
+    )
     return parser.parse_args()
 
 

@@ -2,11 +2,12 @@
 
 A synchronous step of K chunks on W workers, each chunk c seconds of computing:
 
-    T = max(ceil(K / W) · (c + w), K · c / cores)  +  s + K · p  +  network
+    T = ceil(K / W) · (c + w)  +  s + K · p  +  network
 
-- Workers take chunks as they get free, so the last of them has ceil(K / W). w is what a worker does about a chunk
-  beside computing it: it copies the version, sends the sums and is given the next chunk. Workers that share a machine
-  of fewer cores than workers cannot compute faster than these.
+- Workers take chunks as they get free, so the last of them has ceil(K / W), one a round. w is what a worker does about
+  a chunk beside computing it: it copies the version, sends the sums and is given the next chunk. On workers that share
+  the cores of one machine, a round of n chunks takes max(1, n / cores) times as long, and c grows with the cores that
+  are at work, from that of one worker alone to that of all cores at once (they share caches and memory).
 - When the last chunk is there, the one server adds all K sums, takes the outer step and publishes; nobody computes
   meanwhile. s is the part of that which every step has, p the part that every chunk adds: its sums read and added,
   its report received, its successor given out. These grow with the number of parameters and are measured at the job's.
@@ -67,6 +68,7 @@ class Load:
         message: B, bytes of a version, and of a chunk's sums.
         bandwidth: of the server's machine, bytes per second each way; `None` where no network is between them.
         cores: processor cores that all workers share; `None` where each has its own.
+        crowded: c when all of these cores compute at once; `None`: as alone.
     """
 
     chunks: int
@@ -75,6 +77,15 @@ class Load:
     message: int
     bandwidth: float | None = None
     cores: int | None = None
+    crowded: float | None = None
+
+    def round_seconds(self, chunks: int) -> float:
+        """Seconds in which so many workers compute a chunk each."""
+        if self.cores is None:
+            return self.chunk_seconds
+        beside = (min(chunks, self.cores) - 1) / max(1, self.cores - 1)
+        slower = beside * ((self.crowded or self.chunk_seconds) - self.chunk_seconds)
+        return (self.chunk_seconds + slower) * max(1.0, chunks / self.cores)
 
 
 @dataclass(frozen=True)
@@ -106,9 +117,10 @@ class Prediction:
 def predict(rim: Rim, load: Load, workers: int) -> Prediction:
     """One step on so many workers; see the module for the model."""
     busy = min(workers, load.chunks)
-    compute = math.ceil(load.chunks / busy) * (load.chunk_seconds + rim.worker)
-    if load.cores is not None:
-        compute = max(compute, load.chunks * load.chunk_seconds / load.cores)
+    rounds, rest = divmod(load.chunks, busy)
+    compute = rounds * (load.round_seconds(busy) + rim.worker)
+    if rest:
+        compute += load.round_seconds(rest) + rim.worker
     network = 0.0
     if load.bandwidth is not None:
         each = load.message / load.bandwidth

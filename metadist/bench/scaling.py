@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import torch
 
 from metadist.bench.cases import JOB_CHUNK, Case, build_learner, build_setting, find_cases
 from metadist.bench.fakes import FakePool
-from metadist.bench.line import Line, about_machine, new_dispatcher, ray_line, start_line
+from metadist.bench.line import DEADLINE, Line, about_machine, new_dispatcher, ray_line, start_line
 from metadist.bench.model import Load, Rim, predict
 from metadist.bench.plan import chunk_seconds, measure_rim, ready_server
 from metadist.bench.ready import RUN, STEPS, count_values, ready_experiment, shapes_of
@@ -129,7 +132,7 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
     experiment = case_experiment(case.name)
     strategy = choose_strategy(experiment.learner, CPU)[0]
     shapes = {name: tuple(value.shape) for name, value in experiment.initial().parameters.items()}
-    rim, seconds = measure_rim(shapes), chunk_seconds(experiment, CPU)
+    rim, seconds, crowded = measure_rim(shapes), chunk_seconds(experiment, CPU), crowded_seconds(case.name)
     rates: dict[str, list[float]] = {}
     added: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -144,7 +147,7 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
                 rates.setdefault(name, []).append(steps * TASKS / took)
                 added.setdefault(name, []).append(1 - computed / (line.workers * took))
     rule, one = experiment.rule, rates.get(_name(1))
-    load = Load(rule.chunks, seconds, TASKS, 4 * count_values(shapes), cores=os.cpu_count())
+    load = Load(rule.chunks, seconds, TASKS, 4 * count_values(shapes), cores=os.cpu_count(), crowded=crowded)
     results = [ScalingResult(case.name, "in process", Rate.of(rates["in process"]), 1.0)]
     for count in workers:
         each = rates[_name(count)]
@@ -162,6 +165,31 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
             )
         )
     return results
+
+
+def crowded_seconds(name: str) -> float:
+    """Median seconds of a case's chunk while every core of the machine computes chunks, in processes of their own."""
+    cores = os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(cores)
+    with ProcessPoolExecutor(cores, context, _be_ready, (start,)) as processes:
+        return statistics.median(processes.map(_beside_others, [name] * cores))
+
+
+_start: Barrier
+
+
+def _be_ready(start: Barrier) -> None:
+    global _start
+    _start = start
+    set_threads(1)
+    keep_freed_memory()
+
+
+def _beside_others(name: str) -> float:
+    experiment = case_experiment(name)
+    _start.wait(DEADLINE)
+    return chunk_seconds(experiment, CPU)
 
 
 def _name(workers: int) -> str:

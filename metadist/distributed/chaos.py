@@ -2,7 +2,9 @@
 
 The job runs as its users run it, `metadist train` in a process of its own with an embedded Ray. Beside it, on a seeded
 schedule, processes of that run are killed with SIGKILL: a worker, the parameter server, or the driver, with which all
-of its Ray goes; it is then started again and goes on with its run. Linux only: processes are found in /proc.
+of its Ray goes; it is then started again and goes on with its run. On a cluster, whose nodes may be anywhere, it is the
+driver, or a node with all that runs on it, which a command of the cluster's own takes away. Linux only: processes are
+found in /proc.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +28,7 @@ from metadist.errors import UserError
 from metadist.tracking import MetricsFile
 from metadist.training.run_folder import RunFolder, checkpoint_version
 
-Kind = Literal["worker", "server", "driver"]
+Kind = Literal["worker", "server", "node", "driver"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 #: how the titles of the actors' processes begin
 _TITLES: dict[Kind, bytes] = {"worker": b"ray::WorkerActor", "server": b"ray::ServerActor"}
@@ -48,6 +51,32 @@ class Ordeal:
     seconds: float
     faults: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that a job runs on.
+
+    Attributes:
+        address: what `metadist train --address` takes.
+        lose: the command that takes one of its nodes away and gives it another one.
+    """
+
+    address: str
+    lose: str
+
+    def lose_node(self) -> None:
+        """Take a node away.
+
+        Raises:
+            UserError: the command cannot be run, or fails.
+        """
+        try:
+            subprocess.run(shlex.split(self.lose), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", None)
+            reason = said.decode(errors="replace").strip() if said else str(error)
+            raise UserError("--lose-node", self.lose, "a command that ends with exit code 0", reason) from error
 
 
 class Schedule:
@@ -81,19 +110,28 @@ class Schedule:
 
 
 def endure(
-    job: str, run: str, options: Sequence[str], storage: str, schedule: Schedule, say: Callable[[str], None]
+    job: str,
+    run: str,
+    options: Sequence[str],
+    storage: str,
+    schedule: Schedule,
+    cluster: Cluster | None,
+    say: Callable[[str], None],
 ) -> Ordeal:
     """Train a job to its end, under faults.
 
     Args:
         run: name of the run's folder in `storage`.
         options: what `metadist train` is given beside job and run.
+        cluster: where; `None` is an embedded Ray.
         say: told of each fault, in a sentence.
 
     Raises:
         RuntimeError: the driver ended by itself before the job did, or gets nowhere.
     """
     command = [sys.executable, "-m", "metadist", "train", job, "--run", run, "--json", *options]
+    if cluster is not None:
+        command += ["--address", cluster.address]
     folder, log = RunFolder(f"{storage}/{run}"), Path(storage, f"{run}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     ordeal = Ordeal({}, 0.0)
@@ -102,7 +140,7 @@ def endure(
         with log.open("ab") as errors:
             driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         try:
-            killed = _beside(driver, schedule, ordeal, began, say)
+            killed = _beside(driver, schedule, cluster, ordeal, began, say)
         finally:
             driver.kill()
             out, _ = driver.communicate()
@@ -123,7 +161,12 @@ def endure(
 
 
 def _beside(
-    driver: subprocess.Popen[bytes], schedule: Schedule, ordeal: Ordeal, began: float, say: Callable[[str], None]
+    driver: subprocess.Popen[bytes],
+    schedule: Schedule,
+    cluster: Cluster | None,
+    ordeal: Ordeal,
+    began: float,
+    say: Callable[[str], None],
 ) -> bool:
     """Kill what is due until the driver has ended; returns whether it was killed."""
     while True:
@@ -132,6 +175,12 @@ def _beside(
             driver.wait(None if wait == float("inf") else wait)
             return False
         for kind in schedule.due(time.monotonic() - began):
+            if kind == "node":
+                assert cluster is not None
+                cluster.lose_node()
+                ordeal.faults[kind] += 1
+                say(f"{time.monotonic() - began:.1f} s: node lost, and another one there")
+                continue
             victims = [driver.pid] if kind == "driver" else processes_of(driver.pid, _TITLES[kind])
             if not victims:
                 continue  # not started yet, or on its way back

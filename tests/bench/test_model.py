@@ -44,8 +44,16 @@ def test_the_busiest_worker_is_waited_for(workers: int, seconds: float) -> None:
 
 
 def test_workers_share_the_cores_of_one_machine() -> None:
-    assert predict(RIM, replace(LOAD, cores=2), 4).compute == pytest.approx(4 * 0.1 / 2)
-    assert predict(RIM, replace(LOAD, cores=2), 1).compute == pytest.approx(4 * 0.101)
+    two = replace(LOAD, cores=2)
+    assert predict(RIM, two, 4).compute == pytest.approx(0.2 + 0.001)
+    assert predict(RIM, two, 3).compute == pytest.approx(0.15 + 0.001 + 0.101), "three at once, then one alone"
+    assert predict(RIM, two, 1).compute == pytest.approx(4 * 0.101)
+    crowded = replace(two, crowded=0.12)
+    assert predict(RIM, crowded, 1).compute == pytest.approx(4 * 0.101)
+    assert predict(RIM, crowded, 2).compute == pytest.approx(2 * 0.121)
+    assert predict(RIM, crowded, 4).compute == pytest.approx(0.24 + 0.001)
+    four = replace(crowded, cores=4)  # two of four cores at work: a third of what all of them cost
+    assert predict(RIM, four, 2).compute == pytest.approx(2 * (0.1 + 0.02 / 3 + 0.001))
 
 
 def test_the_servers_line_carries_the_last_round_and_the_new_version() -> None:

@@ -115,6 +115,28 @@ def test_a_run_outlives_its_nodes(cluster: Local, tmp_path: Path) -> None:
     assert caches(cluster, 0) == [], "the driver's node has it already"
 
 
+@pytest.mark.slow
+def test_chaos_takes_nodes_away(cluster: Local, tmp_path: Path) -> None:
+    small = ("model.width=8", "tracking.uri=none", "evaluation.test_tasks=16", "resources.shared_storage=true")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "metadist", "chaos", str(ROOT / "jobs" / "quickstart.yaml"), "--steps", "150"),
+            *("--kinds", "node=8s", "--address", "local", "--lose-node", f"{LOCAL} replace"),
+            *("--storage", str(tmp_path), "--json", *(part for change in small for part in ("--set", change))),
+        ],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["faults"]["node"] >= 1
+    assert (result["steps"], result["same"]) == (150, True)
+    states = [line.split()[2] for line in cluster.sh("status").stdout.splitlines() if line.startswith("node")]
+    assert states.count("killed") >= result["faults"]["node"]
+
+
 def test_a_nodes_own_disk_is_no_storage_for_a_cluster(cluster: Local, tmp_path: Path) -> None:
     refused = drive(cluster, *short(tmp_path))
     assert refused.returncode == 1

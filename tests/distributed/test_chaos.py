@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from metadist.distributed.chaos import Schedule, parse_kinds, processes_of
+from metadist.distributed.chaos import Cluster, Schedule, parse_kinds, processes_of
 from metadist.errors import UserError
+
+QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
 
 
 def test_kinds_have_times_of_their_own_or_the_common_one() -> None:
@@ -74,13 +76,38 @@ def test_a_job_without_actors_is_refused(metadist: Callable[..., Any], tmp_path:
     assert "runtime: got 'inprocess'" in found.err
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--kinds", "node"], "--lose-node: got None"),
+        (["--kinds", "node", "--lose-node", "true"], "--lose-node: got 'true'"),
+        (["--kinds", "driver", "--address", "local", "--lose-node", "true"], "--lose-node: got 'true'"),
+        (["--kinds", "worker,driver", "--address", "local"], "--kinds: got 'worker'"),
+    ],
+)
+def test_nodes_are_lost_on_a_cluster_by_its_own_command(
+    metadist: Callable[..., Any], options: list[str], says: str
+) -> None:
+    found = metadist("chaos", str(QUICKSTART), *options)
+    assert found.code == 2
+    assert says in found.err
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [("ls /nowhere-at-all", "No such file"), ("nothing-like-it", "nothing-like-it"), ("'", "quot")],
+)
+def test_a_command_that_loses_no_node(command: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Cluster("local", command).lose_node()
+
+
 @pytest.mark.slow
 def test_whatever_dies_the_bits_are_the_same(metadist: Callable[..., Any], tmp_path: Path) -> None:
-    job = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
     small = ("model.width=8", "tracking.uri=none", "evaluation.test_tasks=16", "checkpoint.every=20")
     changes = [part for change in small for part in ("--set", change)]
     found = metadist(
-        *("chaos", str(job), "--steps", "150", "--kinds", "worker=5s,server=11s,driver=30s"),
+        *("chaos", str(QUICKSTART), "--steps", "150", "--kinds", "worker=5s,server=11s,driver=30s"),
         *("--storage", str(tmp_path), "--json", *changes),
     )
     assert found.code == 0, found.err
