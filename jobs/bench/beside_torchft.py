@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -29,7 +30,9 @@ from torch import Tensor, nn
 
 MEMBERS = 4
 #: what a member of torchft waits for another that does not answer
-PATIENCE = timedelta(seconds=5)
+PATIENCE = timedelta(seconds=10)
+#: chunks of a step of metadist's; one of torchft's members computes as much in a step as four of them
+CHUNKS = 16
 
 
 class Slow(nn.Module):
@@ -45,21 +48,30 @@ class Slow(nn.Module):
         return out
 
 
-def with_metadist(every: float, seconds: float, compute: float) -> dict[str, Any]:
-    """A run of as many steps as fit the time, whose workers are killed."""
+def with_metadist(every: float, seconds: float, compute: float, spares: int = 0) -> dict[str, Any]:
+    """A run of as many steps as fit the time, whose workers, and spares, are killed."""
     from metadist.distributed.chaos import Schedule, endure
 
     job = {
         "steps": round(seconds / compute),
-        "tasks": {"kind": "sinusoid", "batch": MEMBERS, "chunk": 1},
+        "tasks": {"kind": "sinusoid", "batch": CHUNKS, "chunk": 1},
         "model": {"kind": "beside_torchft.Slow"},
-        "learner": {"kind": "maml", "inner_lr": 0.01, "inner_steps": 1, "remat": True},  # not captured: it sleeps
-        "evaluation": {"test_tasks": 2},
-        "resources": {"workers": MEMBERS, "cpus_per_worker": 0.25},
+        "learner": {
+            "kind": "maml",
+            "inner_lr": 0.01,
+            "inner_steps": 1,
+            "eval_steps": 1,
+            "remat": True,
+        },  # not captured: it sleeps
+        "evaluation": {"test_tasks": 1},
+        "resources": {"workers": MEMBERS, "spares": spares, "cpus_per_worker": 0.2},
         "tracking": {"uri": "none"},
     }
     # A chunk is three passes: one to adapt, which is taken again, and one to judge.
-    os.environ |= {"METADIST_SLOW_SECONDS": str(compute / 3), "PYTHONPATH": str(Path(__file__).parent)}
+    os.environ |= {
+        "METADIST_SLOW_SECONDS": str(compute * MEMBERS / CHUNKS / 3),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "job.yaml").write_text(json.dumps(job))
         schedule = Schedule({"worker": every} if every else {}, 0)
@@ -93,12 +105,15 @@ def with_torchft(every: float, seconds: float, compute: float) -> dict[str, Any]
                 time.sleep(0.1)
             began = time.monotonic()
             while (now := time.monotonic() - began) < seconds:
-                time.sleep(min(schedule.wait(now), seconds - now))
+                time.sleep(min(schedule.wait(now), seconds - now, 1.0))
                 for _ in schedule.due(time.monotonic() - began):
-                    member = schedule.choose(range(MEMBERS))
-                    members[member].kill()
-                    members[member].wait()
-                    members[member], kills = start(member), kills + 1
+                    victim = members[schedule.choose(range(MEMBERS))]
+                    victim.kill()
+                    victim.wait()
+                    kills += 1
+                for member, process in enumerate(members):
+                    if process.poll() is not None:  # one may also end by itself, when it cannot join in time
+                        members[member] = start(member)
         finally:
             for process in members:
                 process.kill()
@@ -192,7 +207,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.member is not None:
         member(given.member, given.lighthouse, given.compute)
-    for name, run in (("torchft", with_torchft), ("metadist", with_metadist)):
+    spared = functools.partial(with_metadist, spares=1)
+    for name, run in (("torchft", with_torchft), ("metadist", with_metadist), ("metadist, 1 spare", spared)):
         alone, under = (run(every, given.seconds, given.compute) for every in (0.0, given.every))
         print(name, "left alone ", json.dumps(alone))
         print(name, "under kills", json.dumps(under))
