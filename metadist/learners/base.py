@@ -137,6 +137,13 @@ class Network:
             hint = "Have the module apply a layer called head last of all, or use maml."
             raise UserError("learner.kind", learner, "a learner for a model that is all trunk and no head", hint)
 
+    def linear_head(self) -> nn.Linear:
+        """The model's head, for learners that put something before it or in its place; `UserError` for any other."""
+        if not isinstance(self.module.head, nn.Linear):
+            kind = type(self.module).__name__
+            raise UserError("model.kind", kind, "a model whose head is a linear layer", "Or use maml or protonet.")
+        return self.module.head
+
     def support(self, parameters: Parameters, support: Examples) -> Tensor:
         """Outputs on the support set itself [rows, outputs]."""
         return self._call(self.module, self.fixed | parameters, (support.x,))

@@ -112,9 +112,7 @@ class WeightGenerator:
     """
 
     def __init__(self, config: GeneratorConfig, network: Network, patterns: Sequence[str], depth: int = 1) -> None:
-        module, head = network.module, network.module.head
-        if not isinstance(head, nn.Linear):
-            raise UserError("model.kind", type(module).__name__, "a model with a linear head", "Or use maml.")
+        module, head = network.module, network.linear_head()
         every: Parameters = dict(module.named_parameters())
         wanted = {name: tuple(value.shape) for name, value in adapting(every, patterns).items()}
         if not wanted:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Generator, Tensor, nn
 
-from metadist.errors import UserError
 from metadist.learners.base import Learner, Meta, Network, plain_meta
 from metadist.learners.gradient import Parameters
 from metadist.learners.metric import Memory
@@ -38,9 +37,7 @@ class Reading(Learner):
 
     def __init__(self, config: Any, network: Network) -> None:
         super().__init__(network, eval_steps=0)
-        self.config, head = config, network.module.head
-        if not isinstance(head, nn.Linear):
-            raise UserError("learner.kind", config.kind, "a model whose head is a linear layer", "Or use protonet.")
+        self.config, head = config, network.linear_head()
         # A part of the base model, so that its parameters are meta-parameters as all others are.
         network.module.add_module(READER, self.reader(config, head.in_features, head.out_features))
 

@@ -39,7 +39,7 @@ def test_the_support_sets_order_does_not_matter_and_its_labels_do(attention: str
 
 def test_a_model_without_a_linear_head_is_refused() -> None:
     model = OwnModel(lambda: nn.Linear(4, 3), "own.Net", (4,), 3)
-    with pytest.raises(UserError, match=r"^learner\.kind: got 'incontext', .* whose head is a linear layer"):
+    with pytest.raises(UserError, match=r"^model\.kind: got 'OwnModel', .* whose head is a linear layer"):
         InContext(InContextConfig(), Network(model, "xavier", "cross_entropy"))
 
 

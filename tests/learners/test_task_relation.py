@@ -169,7 +169,7 @@ def test_the_hybrid_begins_at_mamls_start_where_nothing_is_added(support: Exampl
             lambda: learner_class("hypernetwork")(
                 HypernetworkConfig(), Network(Mlp(MlpConfig(), (4,), None), None, "mse")
             ),
-            "linear head",
+            "head is a linear layer",
         ),
     ],
 )
