@@ -16,8 +16,8 @@ from metadist.errors import UserError
 from metadist.training.seams import Done, Event, Exhausted, Joined, Lost, PoolError, Ref, Voided, WorkerPool
 from metadist.training.work import OutOfMemory, Work
 
-#: workers that may die in a row before they are ready
-START_TRIES = 3
+#: workers that may die in a row before they are ready, as long as none ever was, and once it is known that they can be
+START_TRIES, LATER_TRIES = 3, 30
 
 
 @dataclass
@@ -56,7 +56,7 @@ class RayPool(WorkerPool):
         self._members: dict[int, _Member] = {}
         self._next = 0
         self._packed: Parcel | None = None
-        self._failed_starts = 0
+        self._failed_starts, self._tries = 0, START_TRIES
         self._workers = workers
         #: spares that are ready, with what they are
         self._waiting: dict[int, dict[str, str]] = {}
@@ -128,7 +128,7 @@ class RayPool(WorkerPool):
             member.lacks, member.ready = None, member.actor.ready.remote(self._parcel() if value else None)
             return None
         if ref is member.ready:
-            member.ready, self._failed_starts = None, 0
+            member.ready, self._failed_starts, self._tries = None, 0, LATER_TRIES
             seen, member.pid = value
             if not self._complete():
                 return self._join(name, seen)
@@ -146,8 +146,8 @@ class RayPool(WorkerPool):
     def _lose(self, name: int, member: _Member, error: RayError) -> Event:
         if not member.joined:
             self._failed_starts += 1
-            if self._failed_starts >= START_TRIES:
-                raise PoolError(f"{START_TRIES} workers in a row died while they started: {error}") from error
+            if self._failed_starts >= self._tries:
+                raise PoolError(f"{self._tries} workers in a row died while they started: {error}") from error
         del self._members[name]
         ray.kill(member.actor)  # it may live on where it cannot be reached
         self._start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from metadist.testing.contracts import oracle, sha
 from metadist.testing.faults import KillOnce
 from metadist.testing.toys import averaging_experiment
 from metadist.training.run_folder import RunFolder
-from metadist.training.seams import Done, Event, Joined, Lost
+from metadist.training.seams import Done, Event, Joined, Lost, PoolError
 from metadist.training.server import Server
 from metadist.training.work import GradientWork, Worker
 
@@ -42,23 +43,20 @@ def test_a_checkpoint_is_read_though_the_server_dies(ray: Any, tmp_path: Path) -
         server.close()
 
 
-@pytest.mark.parametrize("answer", ["lacks_store", "ready"])
-def test_an_answer_that_is_lost_before_a_worker_joins_loses_the_worker(
-    answer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Actor:
+    """Its calls return refs that say which call they are of."""
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *_: (name, self))
+
+    @classmethod
+    def remote(cls, *_: Any) -> Actor:
+        return cls()
+
+
+def fake_ray(lost: Callable[[str, int], bool]) -> Any:
+    """Of Ray what a pool needs to start workers; `lost` says which answers are not to be had, of which actor."""
     from ray.exceptions import ObjectLostError
-
-    from metadist.distributed import pool
-
-    class Actor:
-        """Its calls return refs that say which call they are of."""
-
-        def __getattr__(self, name: str) -> Any:
-            return SimpleNamespace(remote=lambda *_: (name, self))
-
-        @classmethod
-        def remote(cls, *_: Any) -> Actor:
-            return cls()
 
     made: list[Actor] = []
 
@@ -66,23 +64,51 @@ def test_an_answer_that_is_lost_before_a_worker_joins_loses_the_worker(
         name, actor = ref
         if actor not in made:
             made.append(actor)
-        if name == answer and actor is made[0]:
+        if lost(name, made.index(actor)):
             raise ObjectLostError("0" * 56, None, "")
         return {"lacks_store": False, "ready": ({}, 1)}[name]
 
-    fake = SimpleNamespace(
+    return SimpleNamespace(
         remote=lambda _: SimpleNamespace(options=lambda **_: Actor),
         get=get,
         wait=lambda refs, **_: (refs, []),
         kill=lambda actor: None,
     )
-    monkeypatch.setattr(pool, "ray", fake)
+
+
+@pytest.mark.parametrize("answer", ["lacks_store", "ready"])
+def test_an_answer_that_is_lost_before_a_worker_joins_loses_the_worker(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metadist.distributed import pool
+
+    monkeypatch.setattr(pool, "ray", fake_ray(lambda name, actor: name == answer and actor == 0))
     workers = pool.RayPool(Blueprint(averaging_experiment, 1), 1, cpus=0)
     (event,) = workers.wait(1)
     assert isinstance(event, Lost)
     assert (event.worker, event.tickets) == (0, ())
     (joined,) = workers.wait(1)
     assert joined.worker == 1
+
+
+@pytest.mark.parametrize(("able", "tries"), [(0, "3"), (1, "30")])
+def test_workers_that_die_while_they_start_end_the_run(able: int, tries: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon where none could ever start; where some have, it may be what kills them that passes."""
+    from metadist.distributed import pool
+
+    deaths = 0
+
+    def dies(name: str, actor: int) -> bool:
+        nonlocal deaths
+        dead = name == "ready" and actor >= able
+        deaths += dead
+        return dead
+
+    monkeypatch.setattr(pool, "ray", fake_ray(dies))
+    workers = pool.RayPool(Blueprint(averaging_experiment, 1), 1 + able, cpus=0)
+    with pytest.raises(PoolError, match=f"^{tries} workers in a row died while they started"):
+        list(iter(lambda: workers.wait(1), None))
+    assert deaths == int(tries)
 
 
 def test_a_spare_takes_a_lost_workers_place_at_once(ray: Any, tmp_path: Path) -> None:
