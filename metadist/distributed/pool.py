@@ -17,7 +17,7 @@ from metadist.training.seams import Done, Event, Exhausted, Joined, Lost, PoolEr
 from metadist.training.work import OutOfMemory, Work
 
 #: workers that may die in a row before they are ready, as long as none ever was, and once it is known that they can be
-START_TRIES, LATER_TRIES = 3, 30
+START_TRIES, LATER_TRIES = 10, 30
 
 
 @dataclass

@@ -91,7 +91,7 @@ def test_an_answer_that_is_lost_before_a_worker_joins_loses_the_worker(
     assert joined.worker == 1
 
 
-@pytest.mark.parametrize(("able", "tries"), [(0, "3"), (1, "30")])
+@pytest.mark.parametrize(("able", "tries"), [(0, "10"), (1, "30")])
 def test_workers_that_die_while_they_start_end_the_run(able: int, tries: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Soon where none could ever start; where some have, it may be what kills them that passes."""
     from metadist.distributed import pool
