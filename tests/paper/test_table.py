@@ -46,7 +46,7 @@ def test_each_row_of_the_repository(row: Row) -> None:
         assert job.start.fresh == ["head.*"]
     assert job.evaluation.test_tasks >= 1000
     for path in (row.folder / row.setting / row.name).glob("*"):
-        assert path.stat().st_size < 20_000
+        assert path.stat().st_size < 25_000  # two values of each of 1,000 tasks, and a learner's own figures
         assert path in [row.summary(seed) for seed in row.config.seeds]
         assert read_summary(path).row == row.id
 
