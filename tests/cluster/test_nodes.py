@@ -13,79 +13,58 @@ from typing import Any
 
 import pytest
 from local_cluster import LOCAL, ROOT, Local
-from test_same_bits import STEPS, job, short
+from test_same_bits import job, short
 
 from metadist.distributed.run import RunOptions, train_job
 from metadist.testing.observers import Notes
 
-#: drives a run as `metadist train` does; kills a node after a named step, and adds one when the loss was noticed
-DRIVER = """
-import json, os, subprocess, sys
-from metadist.config import load_job
-from metadist.distributed.run import RunOptions, train_job
-from metadist.testing.observers import Notes
-
-killed, path, *overrides = sys.argv[1:]
-
-def change(*command):
-    subprocess.run([os.environ["LOCAL"], *command], check=True, stdout=subprocess.DEVNULL, timeout=120)
-
-class Nodes(Notes):
-    def stepped(self, record, workers, losses):
-        super().stepped(record, workers, losses)
-        if record.version == int(killed):
-            change("kill", "1")
-
-    def say(self, text):
-        super().say(text)
-        if "was lost" in text:
-            change("add")
-
-notes = Nodes()
-summary = train_job(load_job(path, overrides), notes, RunOptions(address="local"))
-print(json.dumps({"summary": summary, "said": notes.said}))
-"""
-
-#: enough for the second node's worker to join on the way
-LONG = 200
-#: namespaces and ends of the link between them, with their addresses
-HEAD, OTHER = f"mda{os.getpid()}", f"mdb{os.getpid()}"
-ADDRESSES = {HEAD: "10.213.7.1", OTHER: "10.213.7.2"}
-
-#: drives a run in the head's namespace; cuts the link once both nodes work, and mends it when the loss was noticed
-CUTTER = """
+#: drives a run as `metadist train` does; strikes with one command at a named step, or once two workers are there, and
+#: mends with another one when the loss was noticed
+STRIKER = """
 import json, subprocess, sys
 from metadist.config import load_job
 from metadist.distributed.run import RunOptions, train_job
 from metadist.testing.observers import Notes
 
-link, path, *overrides = sys.argv[1:]
+at, strike, mend, path, *overrides = sys.argv[1:]
 
-def turn(state):
-    subprocess.run(["ip", "link", "set", link, state], check=True, timeout=10)
+def do(command):
+    subprocess.run(json.loads(command), check=True, stdout=subprocess.DEVNULL, timeout=120)
 
-class Cut(Notes):
-    cut = None
+class Struck(Notes):
+    struck = None
 
     def stepped(self, record, workers, losses):
         super().stepped(record, workers, losses)
-        if workers == 2 and self.cut is None:
-            turn("down")
-            self.cut = record.version
+        if self.struck is None and workers == 2 and record.version >= int(at):
+            do(strike)
+            self.struck = record.version
 
     def say(self, text):
         super().say(text)
         if "was lost" in text:
-            turn("up")
+            do(mend)
 
-notes = Cut()
+notes = Struck()
 summary = train_job(load_job(path, overrides), notes, RunOptions(address="local"))
-print(json.dumps({"summary": summary, "said": notes.said, "cut": notes.cut}))
+print(json.dumps({"summary": summary, "said": notes.said, "struck": notes.struck}))
 """
 
+#: enough for a node's loss to be noticed, and for another node's worker to join, on the way
+LONG = 200
+#: namespaces and ends of the link between them, with their addresses
+HEAD, OTHER = f"mda{os.getpid()}", f"mdb{os.getpid()}"
+ADDRESSES = {HEAD: "10.213.7.1", OTHER: "10.213.7.2"}
 
-def drive(cluster: Local, *settings: str, killed: int = 0) -> subprocess.CompletedProcess[str]:
-    return cluster.run(DRIVER, str(killed), str(ROOT / "jobs" / "quickstart.yaml"), *settings, timeout=240)
+
+def striker(at: int, strike: list[str], mend: list[str], *settings: str) -> list[str]:
+    """What follows `python -c` for a run of the quickstart's job."""
+    return [STRIKER, str(at), json.dumps(strike), json.dumps(mend), str(ROOT / "jobs" / "quickstart.yaml"), *settings]
+
+
+def drive(cluster: Local, *settings: str) -> subprocess.CompletedProcess[str]:
+    """A run in whose fourth step a node is killed."""
+    return cluster.run(*striker(4, [str(LOCAL), "kill", "1"], [str(LOCAL), "add"], *settings), timeout=240)
 
 
 def caches(cluster: Local, node: int) -> list[str]:
@@ -96,17 +75,18 @@ def caches(cluster: Local, node: int) -> list[str]:
 @pytest.mark.slow
 def test_a_run_outlives_its_nodes(cluster: Local, tmp_path: Path) -> None:
     """The sha is the in-process runtime's, though a node dies, and another one joins."""
-    settings = short(tmp_path)
-    oracle = train_job(job(tmp_path, "runtime=inprocess"), Notes(), RunOptions())
+    settings = [*short(tmp_path), f"steps={LONG}"]
+    oracle = train_job(job(tmp_path, f"steps={LONG}", "runtime=inprocess"), Notes(), RunOptions())
     both = "resources.workers={min: 2, max: 2}"  # the nodes have one CPU each: without the second it waits
-    done = drive(cluster, *settings, both, "resources.shared_storage=true", killed=4)
+    done = drive(cluster, *settings, both, "resources.shared_storage=true")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     summary = found["summary"]
+    assert found["struck"] == 4
     assert summary["worker_losses"] == 1, found["said"]
     assert any("2 nodes; one that dies is missed after about 1.5 s" in text for text in found["said"])
     assert any("was lost" in text and "going on with at least 2 workers" in text for text in found["said"])
-    assert (summary["step"], summary["params_sha256"]) == (STEPS, oracle["params_sha256"])
+    assert (summary["step"], summary["params_sha256"]) == (LONG, oracle["params_sha256"])
     assert summary["test"] == oracle["test"]
     states = [line.split()[2] for line in cluster.sh("status").stdout.splitlines()[:3]]
     assert states == ["alive", "killed", "alive"]
@@ -188,12 +168,13 @@ def test_a_link_that_is_cut_and_comes_back(linked: Local, tmp_path: Path) -> Non
         "resources.workers={min: 1, max: 2}",
         "resources.shared_storage=true",
     ]
-    command = (sys.executable, "-c", CUTTER, HEAD, str(ROOT / "jobs" / "quickstart.yaml"), *settings)
-    done = within(HEAD, *command, env=linked.environment, cwd=ROOT, timeout=240)
+    turn = ["ip", "link", "set", HEAD]
+    program = striker(0, [*turn, "down"], [*turn, "up"], *settings)
+    done = within(HEAD, sys.executable, "-c", *program, env=linked.environment, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     summary = found["summary"]
-    assert found["cut"] < LONG, "both nodes had a worker"
+    assert found["struck"] < LONG, "both nodes had a worker"
     assert summary["worker_losses"] == 1, found["said"]
     assert summary["server_losses"] == 0
     assert (summary["step"], summary["params_sha256"]) == (LONG, oracle["params_sha256"])
