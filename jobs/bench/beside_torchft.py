@@ -1,7 +1,7 @@
 """Workers that are killed: metadist beside torchft, which leaves out the steps in which a member fails.
 
     pip install torchft==0.2.0
-    python jobs/bench/beside_torchft.py --every 15 --seconds 120
+    python jobs/bench/beside_torchft.py --every 15 --seconds 120 --compute 3
 
 Both train 111,000 values with four members that sleep for the time of a step, of which one is killed with SIGKILL on
 the same schedule and started again at once. Told for each, with and without kills: the steps that were tried, those of
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 MEMBERS = 4
 #: what a member of torchft waits for another that does not answer
@@ -56,26 +57,18 @@ def with_metadist(every: float, seconds: float, compute: float, spares: int = 0)
         "steps": round(seconds / compute),
         "tasks": {"kind": "sinusoid", "batch": CHUNKS, "chunk": 1},
         "model": {"kind": "beside_torchft.Slow"},
-        "learner": {
-            "kind": "maml",
-            "inner_lr": 0.01,
-            "inner_steps": 1,
-            "eval_steps": 1,
-            "remat": True,
-        },  # not captured: it sleeps
+        "learner": {"kind": "maml", "inner_lr": 0.01, "inner_steps": 1, "eval_steps": 1, "remat": True},
         "evaluation": {"test_tasks": 1},
         "resources": {"workers": MEMBERS, "spares": spares, "cpus_per_worker": 0.2},
         "tracking": {"uri": "none"},
     }
-    # A chunk is three passes: one to adapt, which is taken again, and one to judge.
-    os.environ |= {
-        "METADIST_SLOW_SECONDS": str(compute * MEMBERS / CHUNKS / 3),
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
+    # With `remat` nothing is captured, and a chunk is three passes: to adapt, which is done twice, and to judge.
+    slow = compute * MEMBERS / CHUNKS / 3
+    os.environ |= {"METADIST_SLOW_SECONDS": str(slow), "PYTHONPATH": str(Path(__file__).parent)}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "job.yaml").write_text(json.dumps(job))
         schedule = Schedule({"worker": every} if every else {}, 0)
-        ordeal = endure(f"{folder}/job.yaml", "run", ("--storage", folder), folder, schedule, None, lambda text: None)
+        ordeal = endure(f"{folder}/job.yaml", "run", ("--storage", folder), folder, schedule, lambda text: None)
     steps = int(ordeal.summary["step"])
     seconds = ordeal.summary["train_seconds"]
     return told(ordeal.faults["worker"], steps + ordeal.repeated, steps, steps / seconds, steps * MEMBERS / seconds)
@@ -189,11 +182,9 @@ def member(number: int, lighthouse: str, compute: float) -> None:
         # What torchft's DistributedDataParallel does, which asserts on a future that this torch does not make when a
         # member is lost.
         gradients = [value.grad for value in model.parameters() if value.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = parameters_to_vector(gradients)
         manager.allreduce(flat).wait()
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        vector_to_parameters(flat, gradients)
         rule.step()
 
 
@@ -201,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=float, default=15, help="mean seconds between two kills")
     parser.add_argument("--seconds", type=float, default=120, help="that a run takes when left alone")
-    parser.add_argument("--compute", type=float, default=0.5, help="seconds of a step's computing")
+    parser.add_argument("--compute", type=float, default=3, help="seconds of a step's computing")
     parser.add_argument("--member", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--lighthouse", help=argparse.SUPPRESS)
     given = parser.parse_args()

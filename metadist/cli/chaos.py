@@ -35,7 +35,7 @@ def chaos_command(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line of stdout."),
 ) -> None:
     """Run a job while its processes are killed, then the same job undisturbed, and compare the two to the bit."""
-    from metadist.distributed.chaos import Cluster, Schedule, endure, parse_kinds
+    from metadist.distributed.chaos import Schedule, endure, parse_kinds
 
     wanted = parse_kinds(kinds, every)
     changes = [*overrides, *shorthands({"workers": workers, "steps": steps, "storage": storage})]
@@ -53,11 +53,11 @@ def chaos_command(
         raise UserError("storage", loaded.storage, "a folder of this machine", "Name one with --storage.")
     place = os.path.expanduser(loaded.storage)
     options = [part for change in changes for part in ("--set", change)]
+    options += [] if address is None else ["--address", address]
     name = f"{loaded.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the driver ends with this process
-    cluster = None if address is None else Cluster(address, lose_node or "")
-    under = endure(job, f"{name}-chaos", options, place, Schedule(wanted, seed), cluster, say)
-    alone = endure(job, f"{name}-alone", options, place, Schedule({}, seed), cluster, say)
+    under = endure(job, f"{name}-chaos", options, place, Schedule(wanted, seed), say, lose_node)
+    alone = endure(job, f"{name}-alone", options, place, Schedule({}, seed), say)
     same = under.summary["params_sha256"] == alone.summary["params_sha256"]
     result: dict[str, Any] = {
         "faults": {kind: under.faults[kind] for kind in wanted},

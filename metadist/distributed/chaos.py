@@ -53,32 +53,6 @@ class Ordeal:
     repeated: int = 0
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster that a job runs on.
-
-    Attributes:
-        address: what `metadist train --address` takes.
-        lose: the command that takes one of its nodes away and gives it another one.
-    """
-
-    address: str
-    lose: str
-
-    def lose_node(self) -> None:
-        """Take a node away.
-
-        Raises:
-            UserError: the command cannot be run, or fails.
-        """
-        try:
-            subprocess.run(shlex.split(self.lose), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            said = getattr(error, "stderr", None)
-            reason = said.decode(errors="replace").strip() if said else str(error)
-            raise UserError("--lose-node", self.lose, "a command that ends with exit code 0", reason) from error
-
-
 class Schedule:
     """When the next process of each kind is killed: at intervals of half to one and a half times the kind's mean.
 
@@ -115,23 +89,21 @@ def endure(
     options: Sequence[str],
     storage: str,
     schedule: Schedule,
-    cluster: Cluster | None,
     say: Callable[[str], None],
+    lose: str | None = None,
 ) -> Ordeal:
     """Train a job to its end, under faults.
 
     Args:
         run: name of the run's folder in `storage`.
         options: what `metadist train` is given beside job and run.
-        cluster: where; `None` is an embedded Ray.
         say: told of each fault, in a sentence.
+        lose: for faults of kind node, the command that takes one away from the job's cluster and adds another.
 
     Raises:
         RuntimeError: the driver ended by itself before the job did, or gets nowhere.
     """
     command = [sys.executable, "-m", "metadist", "train", job, "--run", run, "--json", *options]
-    if cluster is not None:
-        command += ["--address", cluster.address]
     folder, log = RunFolder(f"{storage}/{run}"), Path(storage, f"{run}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     ordeal = Ordeal({}, 0.0)
@@ -140,7 +112,7 @@ def endure(
         with log.open("ab") as errors:
             driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         try:
-            killed = _beside(driver, schedule, cluster, ordeal, began, say)
+            killed = _beside(driver, schedule, lose, ordeal, began, say)
         finally:
             driver.kill()
             out, _ = driver.communicate()
@@ -163,7 +135,7 @@ def endure(
 def _beside(
     driver: subprocess.Popen[bytes],
     schedule: Schedule,
-    cluster: Cluster | None,
+    lose: str | None,
     ordeal: Ordeal,
     began: float,
     say: Callable[[str], None],
@@ -176,8 +148,8 @@ def _beside(
             return False
         for kind in schedule.due(time.monotonic() - began):
             if kind == "node":
-                assert cluster is not None
-                cluster.lose_node()
+                assert lose is not None
+                lose_node(lose)
                 ordeal.faults[kind] += 1
                 say(f"{time.monotonic() - began:.1f} s: node lost, and another one there")
                 continue
@@ -192,6 +164,20 @@ def _beside(
             if kind == "driver":
                 driver.wait()
                 return True
+
+
+def lose_node(command: str) -> None:
+    """Take a node from a cluster by the cluster's own command.
+
+    Raises:
+        UserError: the command cannot be run, or fails.
+    """
+    try:
+        subprocess.run(shlex.split(command), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None)
+        reason = said.decode(errors="replace").strip() if said else str(error)
+        raise UserError("--lose-node", command, "a command that ends with exit code 0", reason) from error
 
 
 def processes_of(ancestor: int, title: bytes) -> list[int]:

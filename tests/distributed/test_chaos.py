@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from metadist.distributed.chaos import Cluster, Schedule, parse_kinds, processes_of
+from metadist.distributed.chaos import Schedule, lose_node, parse_kinds, processes_of
 from metadist.errors import UserError
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
@@ -99,7 +99,7 @@ def test_nodes_are_lost_on_a_cluster_by_its_own_command(
 )
 def test_a_command_that_loses_no_node(command: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        Cluster("local", command).lose_node()
+        lose_node(command)
 
 
 @pytest.mark.slow
