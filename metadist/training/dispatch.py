@@ -15,8 +15,9 @@ from metadist.training.work import Report, Work
 
 #: pieces of work that a worker holds: one in hand and one waiting, so that it never waits for the driver
 DEPTH = 2
-#: a piece of work that was in hand when this many workers died in a row ends the run
-LIVES = 3
+#: a piece of work that was in hand when this many workers died in a row ends the run; each worker that died of other
+#: work makes it one more, up to the second number: where workers are killed all the time, some piece has bad luck
+LIVES, MOST_LIVES = 3, 10
 #: seconds that are not waited for
 MOMENT = 1e-3
 
@@ -241,8 +242,9 @@ class Dispatcher:
         if held:
             in_hand = self._work[held[0]]
             self._deaths[in_hand] += 1
-            if self._deaths[in_hand] >= LIVES:
-                raise PoolError(f"{LIVES} workers in a row died of the same piece of work: {in_hand}")
+            deaths = self._deaths[in_hand]
+            if deaths >= min(LIVES + self.losses - deaths, MOST_LIVES):
+                raise PoolError(f"{deaths} workers in a row died of the same piece of work: {in_hand}")
         for ticket in held:
             del self._work[ticket]
             polled.lost.append(ticket)

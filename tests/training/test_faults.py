@@ -104,6 +104,24 @@ def test_a_chunk_that_kills_three_workers_ends_the_run_by_name(make_run: Callabl
     assert run.versions()[-1] == 4, "the last committed version is saved"
 
 
+@pytest.mark.parametrize(("others", "lives"), [(2, 5), (20, 10)])
+def test_where_workers_die_of_other_work_too_a_chunk_is_blamed_later(
+    make_run: Callable, others: int, lives: int
+) -> None:
+    storm = [Fault("kill", version, chunk, 2) for version in range(4) for chunk in range(3)][: others // 2]
+    for times in (lives - 1, lives):
+        run, fault = make_run(), Fault("kill", 4, 1, times)
+        faults = [*(replace(other) for other in storm), fault]
+        server = FakeServer(run.experiment)
+        pool = FakePool(run.experiment, server, faults)
+        if times < lives:
+            assert run.go(pool, server).worker_losses == others + times
+        else:
+            with pytest.raises(PoolError, match=rf"{lives} workers in a row died of .*version=4.*chunk=1"):
+                run.go(pool, server)
+        assert all(fault.times == 0 for fault in faults)
+
+
 def test_too_little_memory_twice_ends_the_run(make_run: Callable) -> None:
     run = make_run()
     fault, server = Fault("exhaust", 4, 1, times=2), FakeServer(run.experiment)
