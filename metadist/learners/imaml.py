@@ -9,6 +9,8 @@ so that nothing of the steps is kept. The product with the inverse is found by a
 steps, each of one product of H with a vector (algorithm 2). A minimum is approached at a rate of inner_lr · λ at the
 least, and (I + H/λ) has an inverse that conjugate gradients find where λ exceeds H's most negative curvature; a net
 with batch normalisation has directions of more, and `damping` is added to λ in that equation (the authors' code: 10).
+A direction of still more ends the search, with what it has found (Nocedal, Wright, Numerical Optimization, algorithm
+7.1): at a minimum there is none, and a step along one, as long as it is flat, is what makes such runs diverge.
 
 Deviations: the authors' code takes the steps on L_support alone and pulls once after the last; here the pull is part of
 every step, in training and at evaluation. It also has 2I in the place of I, which halves the meta-gradient.
@@ -109,14 +111,24 @@ class Imaml(Learner):
         return lambda weights: self.network.cost(self.network.support(weights, support), support.y)
 
 
+#: a direction along which the matrix is less than this ends the search for a solution
+LEAST_CURVATURE = 0.1
+
+
 def conjugate_gradient(matrix: Callable[[Parameters], Parameters], target: Parameters, steps: int) -> Parameters:
-    """x with `matrix`(x) ≈ `target` after `steps` steps from 0 (Hestenes, Stiefel, 1952); exact solutions stay."""
+    """x with `matrix`(x) ≈ `target` after `steps` steps from 0 (Hestenes, Stiefel, 1952); exact solutions stay.
+
+    Ends at a direction along which the matrix is less than `LEAST_CURVATURE`: `target` itself if it is the first.
+    """
     x = {name: torch.zeros_like(value) for name, value in target.items()}
     residual = direction = target
     square = _dot(residual, residual)
-    for _ in range(steps):
+    convex: Tensor | bool = True
+    for step in range(steps):
         image = matrix(direction)
-        length = _ratio(square, _dot(direction, image))
+        curvature = _dot(direction, image)
+        convex = (curvature > LEAST_CURVATURE * _dot(direction, direction)) & convex
+        length = torch.where(convex, _ratio(square, curvature), 0.0 if step else 1.0)
         x = {name: value + length * direction[name] for name, value in x.items()}
         residual = {name: value - length * image[name] for name, value in residual.items()}
         before, square = square, _dot(residual, residual)

@@ -126,7 +126,11 @@ def _protocol(setting: Setting, done: Sequence[RowState]) -> list[str]:
     test = _reference(setting, done, setting.config.queries[0])
     assert test is not None
     p = test.protocol
-    family = ", ".join(f"{key.removeprefix('tasks.')} {value}" for key, value in p.items() if key.startswith("tasks."))
+    family = ", ".join(
+        f"{key.removeprefix('tasks.')} {' and '.join(part['kind'] for part in value) if key == 'tasks.of' else value}"
+        for key, value in p.items()
+        if key.startswith("tasks.") and value is not None
+    )
     size = f"{p['ways']}-way {p['shots']}-shot" if test.rows else f"{p['shots']} points to adapt on"
     queries = " and ".join(map(str, setting.config.queries))
     facts = [f"Tasks: {size} ({family}), judged on {queries} query examples{' per class' if test.rows else ''}"]
@@ -259,6 +263,8 @@ def _mean(values: Sequence[float]) -> str:
 def _figure(judged: Judged | None) -> str:
     if judged is None:
         return ""
+    if lost := int(np.count_nonzero(~np.isfinite(judged.values))):
+        return f"diverged on {lost:,} of {len(judged.values):,} tasks"
     mean, ci95 = mean_and_ci95(judged.values)
     shown = f"{_number(mean, judged.first)} ± {_number(ci95, judged.first)}"
     if len(judged.seeds) < 2:
@@ -269,6 +275,8 @@ def _figure(judged: Judged | None) -> str:
 
 def _difference(judged: Judged, values: np.ndarray) -> str:
     found = paired(judged.values, values)
+    if not np.isfinite(found.mean):
+        return "diverged"
     shown = f"{_number(found.mean, judged.first, '+')} ± {_number(found.ci95, judged.first)}"
     return f"**{shown}**" if found.excludes_zero else shown
 

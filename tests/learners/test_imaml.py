@@ -69,6 +69,21 @@ def test_conjugate_gradients_solve_in_as_many_steps_as_dimensions() -> None:
     assert all(value.tolist() == [0.0] * len(value) for value in zeros.values())
 
 
+@pytest.mark.parametrize(
+    ("diagonal", "expected"),
+    [
+        ((-1.0, 2.0), 2.0),  # (1, 1) has 1, its square is 2: a step of 2 / 1; then (12, 6) has -72
+        ((-1.0, 1.0), 1.0),  # (1, 1) has 0: the target as it is
+        ((-3.0, 1.0), 1.0),
+    ],
+)
+def test_no_step_is_taken_along_a_direction_that_bends_down(diagonal: Any, expected: float) -> None:
+    matrix, target = torch.tensor(diagonal, dtype=F64), {"a": torch.ones(2, dtype=F64)}
+    for steps in (1, 2, 5):
+        found = conjugate_gradient(lambda vector: {"a": matrix * vector["a"]}, target, steps)
+        assert found["a"].tolist() == [expected] * 2
+
+
 @pytest.mark.usefixtures("gradients")
 def test_products_with_a_hessian() -> None:
     """Of a² b + b + 7: a parameter that the loss does not use has zeros, and all of a constant are zeros."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def add(tmp_path: Path) -> Callable[..., Path]:
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"name: {name}\nsteps: 10\n")
 
-    def summary(name: str, seed: int, counts: list[int], sha: str | None = None, **protocol: Any) -> Path:
+    def summary(name: str, seed: int, counts: list[float], sha: str | None = None, **protocol: Any) -> Path:
         row = next(row for row in read_table(tmp_path)[0].rows if row.name == name)
         sets = []
         for query in (2, 1):
@@ -128,6 +129,14 @@ def test_figures_by_hand(add: Callable[..., Path]) -> None:
     ]  # fmt: skip
     assert cells(page, "plain")[1][-2:] == ["", ""]
     assert "To be run, by seed: late (0)." in page
+
+
+def test_a_row_that_diverged_says_so(add: Callable[..., Path]) -> None:
+    add("plain", 0, [1, 2, 2, 1])
+    reached, gained, _ = cells(page := results_page(add("maml", 0, [3, math.nan, 5, 2])), "maml")
+    assert reached[2] == "diverged on 1 of 4 tasks"
+    assert "diverged" in gained
+    assert "nan" not in page
 
 
 def test_an_old_summary_is_shown_as_such(add: Callable[..., Path]) -> None:
