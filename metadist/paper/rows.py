@@ -57,6 +57,8 @@ class RowConfig:
     #: fields of the job that name runs, by dotted path: the rows above this one whose runs they are, SETTING/ROW or a
     #: list of them
     runs: dict[str, str | list[str]] = field(default_factory=dict)
+    #: rows of the same setting that this one is compared with, beside the setting's baselines
+    against: list[str] = field(default_factory=list)
     #: gpu: left out of `--all`
     needs: Literal["cpu", "gpu"] = "cpu"
     #: what the paper reports in this setting
@@ -195,6 +197,9 @@ def _setting(folder: Path, name: str, content: Any, trained: dict[str, Row]) -> 
     for row, value in config.rows.items():
         place = f"{name}.rows.{row}"
         own = parse_section(RowConfig, value or {}, place)
+        for other in own.against:
+            if other not in config.rows:
+                raise UserError(f"{place}.against", other, "a row of this setting", nearest(other, config.rows))
         runs = {key: _taken(rows_of, trained, f"{place}.runs.{key}") for key, rows_of in own.runs.items()}
         rows.append(Row(folder, name, row, own, runs=runs))
         if own.judged is None:

@@ -213,6 +213,11 @@ def _notes(setting: Setting, state: RowState, done: Sequence[RowState]) -> Itera
     if state.row.config.note:
         yield state.row.config.note.strip()
     yield from _beside(state.runs[0])
+    for other in done:
+        if other.row.name in state.row.config.against:
+            pairs = {q: _against(state.judged(q), other.judged(q), same=False) for q in setting.config.queries}
+            shown = ", ".join(f"{pair} at {query} query" for query, pair in pairs.items() if pair)
+            yield f"against {other.row.name}: {shown}."
     if state.outdated:
         yield "**out of date**: the job file has changed since these figures."
     reference = _reference(setting, done, setting.config.queries[0])

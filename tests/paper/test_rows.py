@@ -69,6 +69,7 @@ def test_rows_by_name(tmp_path: Path) -> None:
         ("needs: gpu", "judged: {row: digits/mam}", "waves.rows.big.judged.row: got .* Did you mean 'digits/maml'?"),
         ("needs: gpu", "judged: {row: waves/big}", "waves.rows.big.judged.row: got .* with a job of its own"),
         ("needs: gpu", "needs: tpu", "waves.rows.big.needs: got 'tpu', expected one of cpu, gpu"),
+        ("goal: 97", "against: [plan]", "digits.rows.maml.against: got 'plan', .* Did you mean 'plain'?"),
         ("[0, 2]", "[0, 0]", "digits.rows.maml.seeds: got .*, expected different whole numbers"),
         ("[0, 2]", "[]", "digits.rows.maml.seeds: got"),
         ("[15, 1]", "[]", "digits.queries: got"),

@@ -27,7 +27,7 @@ digits:
   rows:
     plain: {}
     maml: {seeds: [0, 1], goal: 60, paper: {value: 98.7, mark: R, source: Finn}}
-    late: {}
+    late: {against: [maml]}
 """
 
 
@@ -129,6 +129,14 @@ def test_figures_by_hand(add: Callable[..., Path]) -> None:
     ]  # fmt: skip
     assert cells(page, "plain")[1][-2:] == ["", ""]
     assert "To be run, by seed: late (0)." in page
+
+
+def test_a_row_against_another_that_is_no_baseline(add: Callable[..., Path]) -> None:
+    add("maml", 0, [3, 4, 5, 2])
+    page = results_page(add("late", 0, [4, 4, 5, 4]))  # 1, 0, 0 and 2 of five more
+    interval = 3.182446305 * np.std([20, 0, 0, 40], ddof=1) / 2
+    shown = f"+15.00 ± {interval:.2f}"
+    assert f"- [late](digits/late.yaml): against maml: {shown} at 2 query, {shown} at 1 query." in page
 
 
 def test_a_row_that_diverged_says_so(add: Callable[..., Path]) -> None:
