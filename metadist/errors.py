@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-#: characters of a value in a message: it must not print a whole file
+#: characters of each part of a message: it must not print a whole file
 MOST_SHOWN = 1000
 
 
@@ -24,12 +24,16 @@ class UserError(ValueError):
 
     def __init__(self, field: str, value: object, expected: str, hint: str = "") -> None:
         self.field, self.value, self.expected, self.hint = field, value, expected, hint
-        shown = repr(value)
-        shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
-        super().__init__(f"{field}: got {shown}, expected {expected}." + (f" {hint}" if hint else ""))
+        where = field if field.isprintable() else repr(field)  # a path may have anything
+        where, shown, expected, hint = map(_clipped, (where, repr(value), expected, hint))
+        super().__init__(f"{where}: got {shown}, expected {expected}." + (f" {hint}" if hint else ""))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str, str]]:
         return type(self), (self.field, self.value, self.expected, self.hint)
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -53,7 +53,10 @@ def resolve_uri(config: TrackingConfig) -> str | None:
     if uri.lower() == OFF:
         return None
     _check(field, uri)
-    return _absolute(uri)
+    try:
+        return _absolute(uri)
+    except UnicodeEncodeError as error:
+        raise UserError(field, uri, "a path that a file can have", str(error)) from error
 
 
 def uri_scheme(uri: str) -> str:

@@ -92,6 +92,7 @@ def test_to_the_end(user: User) -> None:
         assert noise not in err
 
 
+@pytest.mark.slow
 def test_a_mistake_that_only_the_cluster_knows(user: User) -> None:
     greedy = ("--set", "resources.gpus_per_worker=1", "--name", "greedy", "--json")
     code, out, err = user.types("submit", "job.yaml", *user.shared, *greedy)

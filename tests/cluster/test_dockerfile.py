@@ -14,6 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 import metadist
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +80,7 @@ def test_nothing_runs_as_root() -> None:
     assert not [step for step in last[users[0] :] if step.name in ("RUN", "COPY")]
 
 
+@pytest.mark.slow
 def test_its_commands_install_a_working_metadist(tmp_path: Path) -> None:
     python = _environment(tmp_path / "venv")
     folders = [tmp_path / "build", tmp_path / "install"]

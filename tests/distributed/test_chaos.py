@@ -107,7 +107,7 @@ def test_whatever_dies_the_bits_are_the_same(metadist: Callable[..., Any], tmp_p
     small = ("model.width=8", "tracking.uri=none", "evaluation.test_tasks=16", "checkpoint.every=20")
     changes = [part for change in small for part in ("--set", change)]
     found = metadist(
-        *("chaos", str(QUICKSTART), "--steps", "150", "--kinds", "worker=5s,server=11s,driver=30s"),
+        *("chaos", str(QUICKSTART), "--steps", "150", "--kinds", "worker=5s,server=11s,driver=60s"),
         *("--storage", str(tmp_path), "--json", *changes),
     )
     assert found.code == 0, found.err

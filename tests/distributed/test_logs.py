@@ -203,7 +203,9 @@ def test_a_run_that_loses_a_worker(ray: Any, tmp_path: Path, capfd: pytest.Captu
     assert "raylet" not in console.out + console.err
 
 
-@pytest.mark.parametrize(("point", "actor"), [("work", "worker-0"), ("apply", "server")])
+@pytest.mark.parametrize(
+    ("point", "actor"), [("work", "worker-0"), pytest.param("apply", "server", marks=pytest.mark.slow)]
+)
 def test_a_failed_run_ends_with_the_lines(
     ray: Any,
     tmp_path: Path,

@@ -52,8 +52,9 @@ def assert_same(summary: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert summary["test"] == undisturbed["test"]
 
 
-# Two are what each run with a fault has.
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
+# Two are what each run with a fault has; test_every_learner.py has one and two.
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], workers: int) -> None:
     assert_same(run(tmp_path, f"resources.workers={workers}")[0], undisturbed)
 
@@ -101,11 +102,12 @@ def test_worker_hangs(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], bac
 
 
 @pytest.mark.parametrize(
-    ("point", "version"), [pytest.param("apply", 5, marks=pytest.mark.slow), ("applied", 5), ("state", 8)]
+    ("point", "version"),
+    [("applied", 5), *(pytest.param(*at, marks=pytest.mark.slow) for at in (("apply", 5), ("state", 8)))],
 )
 def test_server_killed(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], point: str, version: int) -> None:
     fault = KillOnce(point, version, str(tmp_path / "struck"))
-    summary, notes = run(tmp_path, fault=fault)
+    summary, notes = run(tmp_path, "resources.workers=1", fault=fault)
     assert Path(fault.marker).exists()
     assert summary["server_losses"] == 1
     assert any("server was lost" in text for text in notes.said)
@@ -118,7 +120,7 @@ def test_server_killed_between_states(
     """The steps since the last state are taken again from their payloads."""
     monkeypatch.setattr("metadist.distributed.server.STATE_STEPS", 5)
     fault = KillOnce("applied", 6, str(tmp_path / "struck"))
-    summary, _ = run(tmp_path, fault=fault)
+    summary, _ = run(tmp_path, "resources.workers=1", fault=fault)
     assert Path(fault.marker).exists()
     assert summary["server_losses"] == 1
     assert_same(summary, undisturbed)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from metadist.errors import UserError
+
 
 def assert_mistake(ended: Any, field: str, value: str, expected: str) -> None:
     """One line on stderr with all three, exit code 2, no traceback."""
@@ -211,6 +213,7 @@ def test_job_file(
 COMMANDS = [
     (["train"], "JOB", "None", "a job file, or --resume RUN_DIR"),
     (["train", "nowhere.yaml"], "nowhere.yaml", "'No such file or directory'", "a job file (YAML)"),
+    (["train", "a\nb"], "'a\\nb'", "'No such file or directory'", "a job file (YAML)"),
     (["train", "/"], "/", "'Is a directory'", "a job file (YAML)"),
     (["train", "--resume", "nowhere"], "nowhere", "'nothing there'", "a run folder (with job.yaml and run.json)"),
     (["train", "--resume", ""], "run folder", "'no", "a run folder (with job.yaml and run.json)"),
@@ -225,6 +228,7 @@ COMMANDS = [
     (["data", "prepare", "sklearn:digits", "store", "--channels", "2"], "data.channels", "2", "1 (grey), 3 (colour)"),
     (["ui", "--uri", "none"], "--uri", "'none'", "the address of a tracking store"),
     (["ui", "--uri", "foo://x"], "tracking.uri", "'foo://x'", "one of the schemes"),
+    (["ui", "--uri", "\ud800"], "tracking.uri", "'\\ud800'", "a path that a file can have"),
 ]
 
 
@@ -261,6 +265,12 @@ def test_usage(metadist: Callable[..., Any], command: list[str], shown: str) -> 
     assert ended.code == 2
     assert shown in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_message_prints_no_whole_file() -> None:
+    file = "x" * 10_000
+    for parts in ((file, 1, "2"), ("field", file, "2"), ("field", 1, file), ("field", 1, "2", file)):
+        assert 1000 < len(str(UserError(*parts))) < 1100
 
 
 def test_debug_shows_the_traceback(metadist: Callable[..., Any]) -> None:

@@ -77,8 +77,9 @@ LEARNERS = {
     "cavia-2": CaviaConfig(inner_steps=2, context=3, layer=2),
     "focavia-2": CaviaConfig(inner_steps=2, context=3, layer=2, first_order=True),
     "cavia-concat-2": CaviaConfig(inner_steps=2, context=3, layer=2, conditioning="concat"),
-    "imaml-dense": ImamlConfig(inner_steps=3, strength=3.0, cg_steps=60),
-    "imaml-damped": ImamlConfig(inner_steps=3, strength=3.0, damping=2.0, cg_steps=60),
+    # Pulled so strongly that no direction bends down: conjugate gradients go on to the end.
+    "imaml-dense": ImamlConfig(inner_steps=3, inner_lr=0.02, strength=30.0, cg_steps=60),
+    "imaml-damped": ImamlConfig(inner_steps=3, strength=3.0, damping=27.0, cg_steps=60),
     "imaml-2": ImamlConfig(inner_steps=3, strength=3.0, cg_steps=2),
     "imaml-converged": ImamlConfig(inner_steps=200, inner_lr=0.03, strength=5.0, cg_steps=60),
     "imaml-0": ImamlConfig(inner_steps=2, cg_steps=0),

@@ -220,6 +220,7 @@ def test_a_trial_whose_process_dies_goes_on_from_its_folder(
     assert lease["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_asking_to_stop_saves_and_can_be_gone_on_with(ray: Any, write: Write, tmp_path: Path, runs: Any) -> None:
     """The sweep ends soon, its trial with a checkpoint; the rest is done when it goes on."""
     long = [*DRAWN, "steps=4000", "tune.num_samples=1", "tune.scheduler=none", "evaluation.every=20"]
