@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -37,6 +38,7 @@ class Display(Observer):
         self._averages: dict[str, float] = {}
         self._seen = 0
         self._valid = ""
+        self._tested, self._testing_since = 1.0, 0.0
         self.started = False
 
     def __enter__(self) -> Display:
@@ -63,16 +65,27 @@ class Display(Observer):
         self._average("loss", record.loss)
         if record.accuracy is not None:
             self._average("accuracy", record.accuracy)
+        self._show(lambda: self._line(record.version, workers, losses), record.version >= self._steps)
+
+    def testing(self, share: float) -> None:
+        now = time.monotonic()
+        if share <= self._tested:
+            self._testing_since = self._last_line = now  # another test
+        self._tested = share
+        left = int((now - self._testing_since) * (1 / share - 1))
+        self._show(lambda: [("testing", f"{100 * share:.0f}%"), ("left", f"{left // 60}:{left % 60:02d}")])
+
+    def _show(self, line: Callable[[], list[tuple[str, str]]], last: bool = False) -> None:
+        """A line in the place of the one before on a terminal, and otherwise one every few seconds."""
         now = time.monotonic()
         if self._console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self._console, refresh_per_second=4, transient=True)
                 self._live.start()
-            self._live.update(_table(self._line(record.version, workers, losses)))
-        elif now - self._last_line >= EVERY or record.version >= self._steps:
+            self._live.update(_table(line()))
+        elif now - self._last_line >= EVERY or last:
             self._last_line = now
-            line = self._line(record.version, workers, losses)
-            self._console.print("  ".join(f"{name} {value}" for name, value in line), soft_wrap=True)
+            self._console.print("  ".join(f"{name} {value}" for name, value in line()), soft_wrap=True)
 
     def _average(self, name: str, value: float) -> None:
         # A plain mean at first, so that a slow first step is soon forgotten.

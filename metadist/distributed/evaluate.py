@@ -76,7 +76,9 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
         (check,) = dispatcher.run_all([CheckWork(plan.split, plan.seed, episode)], published)
         assert isinstance(check, StrategyCheck)
         beside = experiment.learner.beside()
-        result = evaluate(dispatcher, plan, check.strategy, published, True, True, beside=beside)
+        result = evaluate(
+            dispatcher, plan, check.strategy, published, True, True, beside=beside, progress=display.testing
+        )
     return {
         "run_dir": folder.location,
         "checkpoint": name,

@@ -69,6 +69,9 @@ class MeteredDisplay(Observer):
     def saved(self, version: int, name: str) -> None:
         self.display.saved(version, name)
 
+    def testing(self, share: float) -> None:
+        self.display.testing(share)
+
 
 class MeteredServer(RayServer):
     """A server whose pushes and losses are counted.

@@ -19,6 +19,7 @@ class Notes(Observer):
     validations: list[tuple[int, Evaluation, bool]] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
     check: StrategyCheck | None = None
+    tested: list[float] = field(default_factory=list)
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -34,3 +35,6 @@ class Notes(Observer):
 
     def saved(self, version: int, name: str) -> None:
         self.checkpoints.append(version)
+
+    def testing(self, share: float) -> None:
+        self.tested.append(share)

@@ -249,8 +249,13 @@ class Dispatcher:
             del self._work[ticket]
             polled.lost.append(ticket)
 
-    def run_all(self, works: Sequence[Work], version: Ref) -> list[Report]:
+    def run_all(
+        self, works: Sequence[Work], version: Ref, progress: Callable[[float], None] = lambda share: None
+    ) -> list[Report]:
         """Do all of `works` at one version; returns their reports in the same order.
+
+        Args:
+            progress: told which share of them is done, whenever it is more.
 
         Raises:
             Interrupted: the user wants to stop. What was given out is done for nothing.
@@ -270,6 +275,7 @@ class Dispatcher:
             for ticket, report in polled.done:
                 if ticket in number:
                     reports[number.pop(ticket)] = report
+                    progress(len(reports) / len(works))
                     pace.took(self.clock() - max(began, polled.began.get(ticket, began)))
             again = [number.pop(ticket) for ticket in polled.lost + polled.voided if ticket in number]
             waiting.extendleft(index for index in again if index not in number.values())

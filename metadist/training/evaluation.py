@@ -7,7 +7,7 @@ them does not depend on who computed what.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -136,6 +136,7 @@ def evaluate(
     with_classes: bool = False,
     last_only: bool = False,
     beside: Iterable[str] = (),
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
     """Judge a published version on the plan's tasks, spread over the workers.
 
@@ -144,14 +145,19 @@ def evaluate(
         with_classes: also report precision, recall, F1 and confusion.
         last_only: judge after the last step only, which is cheaper.
         beside: names of what is beside the learner and also judged on the same tasks.
+        progress: told which share of the tasks is judged, those of a random start included.
     """
-    scores = _scores(dispatcher, plan.works(strategy, False, last_only), version)
+    rounds = 1 + with_scratch
+    scores = _scores(
+        dispatcher, plan.works(strategy, False, last_only), version, lambda share: progress(share / rounds)
+    )
     classifies = bool(scores.predictions.size)
     curve = _curve(scores, classifies)
     last = curve[-1]
     extra: dict[str, Any] = {}
     if with_scratch:
-        scratch_scores = _scores(dispatcher, plan.works(strategy, True, last_only), version)
+        works = plan.works(strategy, True, last_only)
+        scratch_scores = _scores(dispatcher, works, version, lambda share: progress((1 + share) / rounds))
         scratch = _curve(scratch_scores, classifies)
         measure = "accuracy" if classifies else "loss"
         extra = {
@@ -191,8 +197,13 @@ def _score(dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Ref
     return {"accuracy": last.get("accuracy"), "ci95": last[f"{measure}_ci95"], "loss": last["loss"]}
 
 
-def _scores(dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Ref) -> TaskScores:
-    reports = dispatcher.run_all(works, version)
+def _scores(
+    dispatcher: Dispatcher,
+    works: Sequence[EvaluationWork],
+    version: Ref,
+    progress: Callable[[float], None] = lambda share: None,
+) -> TaskScores:
+    reports = dispatcher.run_all(works, version, progress)
     parts = [report for report in reports if isinstance(report, TaskScores)]
     assert len(parts) == len(reports)
     return TaskScores(

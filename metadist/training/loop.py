@@ -78,6 +78,9 @@ class Observer(Protocol):
     def saved(self, version: int, name: str) -> None:
         """A checkpoint was written."""
 
+    def testing(self, share: float) -> None:
+        """So much of a test is done, from 0 to 1."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -315,7 +318,9 @@ class _Run:
         for name, plan in self.plan.tests.items():
             self.observer.say(f"testing version {tested} on {plan.name}")
             beside = self.experiment.learner.beside()
-            tests[name] = evaluate(self.dispatcher, plan, strategy, version, True, True, beside=beside)
+            tests[name] = evaluate(
+                self.dispatcher, plan, strategy, version, True, True, beside=beside, progress=self.observer.testing
+            )
         return self._result(outcome, tested=tested, tested_as=self._tested_as(tested), valid=valid, tests=tests)
 
     def _shares(self) -> dict[int, dict[str, float]]:

@@ -82,6 +82,9 @@ class Recorder(Observer):
         self.keep_metrics()
         self._display.saved(version, name)
 
+    def testing(self, share: float) -> None:
+        self._display.testing(share)
+
     def log(self, version: int, values: dict[str, float]) -> None:
         """Metrics of a version, into the folder and into MLflow."""
         self._metrics.append(version, values)

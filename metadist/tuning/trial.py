@@ -269,3 +269,6 @@ class Reporter(Observer):
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._hand_over(pending)
+
+    def testing(self, share: float) -> None:
+        pass

@@ -48,6 +48,7 @@ def test_meta_training_learns_sinusoids(make_run: Callable) -> None:
         "best on validation",
     )
     assert set(result.tests) == {"test"}
+    assert run.notes.tested == sorted({*run.notes.tested, 0.5, 1.0})  # the random start is the second half
 
 
 @pytest.mark.parametrize("build", [sinusoid_experiment, linear_experiment, averaging_experiment])
