@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -48,6 +49,17 @@ class User:
     def shared(self) -> tuple[str, ...]:
         return ("--set", f"storage={self.home}/runs", "--shared-storage")
 
+    @property
+    def token(self) -> str:
+        """The cluster's."""
+        return (self.home / "cluster" / "token").read_text().strip()
+
+    def files_with_the_token(self) -> list[Path]:
+        """Of the user, with the run folders, and of the cluster's nodes, with their logs."""
+        nodes = Path(json.loads((self.home / "cluster" / "cluster.json").read_text())["root"])
+        files = [path for folder in (self.home, nodes) for path in folder.rglob("*") if path.is_file()]
+        return [path for path in files if self.token.encode() in path.read_bytes()]
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "metadist", *arguments]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -58,6 +70,13 @@ class User:
         program = self.start(*arguments)
         out, err = program.communicate(timeout=240)
         return program.returncode, out, err
+
+
+def _command_lines() -> Iterator[str]:
+    """Of all processes."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield entry.read_text(errors="replace")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +109,9 @@ def test_to_the_end(user: User) -> None:
     assert "· toy-1 SUCCEEDED after 0:00:" in err
     for noise in ("INFO", "WARNING", "Traceback", "run_dir", "entrypoint"):
         assert noise not in err
+    assert user.token not in out + err
+    assert user.token not in "".join(_command_lines())
+    assert user.files_with_the_token() == [user.home / "cluster" / "token"]
 
 
 @pytest.mark.slow

@@ -81,7 +81,27 @@ def _logs(cluster: Local) -> list[Path]:
     return list(Path(cluster.state["root"]).glob("*/ray/session_*/logs/raylet.out"))
 
 
-def test_who_has_no_token_stays_out(cluster: Local) -> None:
+#: asks the cluster's own port for something, as whatever joins a cluster does first
+STRANGER = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_get(b"key", None, timeout=10)
+"""
+
+
+@pytest.mark.parametrize(("token", "code"), [(None, 1), ("another-token", 1), ("its own", 0)])
+def test_who_has_no_token_stays_out_of_the_cluster(cluster: Local, token: str | None, code: int) -> None:
+    environment = dict(cluster.environment)
+    if token is not None:
+        own = (cluster.folder / "token").read_text()
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": own if token == "its own" else token}
+    command = [sys.executable, "-c", STRANGER, cluster.state["address"]]
+    done = subprocess.run(command, env=environment, cwd=cluster.folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert ("InvalidAuthToken" in done.stderr) == (code == 1)
+
+
+def test_who_has_no_token_stays_out_of_the_jobs(cluster: Local) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with pytest.raises(urllib.error.HTTPError) as refused:
         direct.open(f"{cluster.state['dashboard']}/api/jobs/", timeout=10)
