@@ -1,6 +1,6 @@
 """The outer loop's maths: meta-gradient, aggregation, outer step, checkpoint. No thread, no clock, no wait."""
 
-from metadist.outer.capture import pieces
+from metadist.outer.capture import fitting, pieces
 from metadist.outer.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from metadist.outer.digest import meta_sha256, tensors_sha256
 from metadist.outer.experiment import Experiment, torch_generator
@@ -57,6 +57,7 @@ __all__ = [
     "compute_meta_gradient",
     "decode_checkpoint",
     "encode_checkpoint",
+    "fitting",
     "meta_sha256",
     "own_copy",
     "pieces",

@@ -38,11 +38,16 @@ _programs: WeakKeyDictionary[Learner, dict[Any, Program]] = WeakKeyDictionary()
 def pieces(learner: Learner, batch: Task) -> Iterator[Task]:
     """A batch in pieces of one size, the largest that divides it and fits a core's caches."""
     count = batch.query.x.shape[0]
-    rows = max(part.x.shape[1] for part in batch)
-    each = rows * max(getattr(network.module, "activations", 0) for network in learner.all_networks())
-    size = max(size for size in range(1, count + 1) if count % size == 0 and (size == 1 or size * each <= PIECE))
+    most = fitting(learner, max(part.x.shape[1] for part in batch))
+    size = max(size for size in range(1, count + 1) if count % size == 0 and size <= most)
     for first in range(0, count, size):
         yield run_of(batch, slice(first, first + size))
+
+
+def fitting(learner: Learner, rows: int) -> int:
+    """How many tasks of so many rows fit a core's caches at once, at least 1."""
+    each = rows * max(getattr(network.module, "activations", 0) for network in learner.all_networks())
+    return max(1, PIECE // max(1, each))
 
 
 def run_captured(compute: Compute, learner: Learner, meta: Meta, batch: Task) -> TaskGradient:

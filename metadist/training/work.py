@@ -23,6 +23,7 @@ from metadist.outer import (
     check_strategy,
     choose_strategy,
     compute_meta_gradient,
+    fitting,
     pieces,
     to_meta,
     to_payload,
@@ -281,8 +282,11 @@ class Worker:
             judged[:] = outputs  # the same for every task
             return torch.stack(list(outputs.values())), learner.figures(adapted)
 
+        alone = work.strategy == "loop" or not getattr(learner.network.module, "vectorizes", True)
+        # On a CPU, tasks whose support sets fill a core's caches one by one are faster one by one.
+        alone |= work.strategy == "captured" and fitting(learner, batch.support.x.shape[1]) == 1
         with torch.no_grad():
-            if work.strategy == "loop" or not getattr(learner.network.module, "vectorizes", True):
+            if alone:
                 each, said = zip(*(curve(take(batch, index)) for index in range(work.count)), strict=True)
                 every = torch.stack(each)
                 figures = {name: torch.stack([one[name] for one in said]) for name in said[0]}

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from metadist.learners import Maml, Meta, Outcome
-from metadist.outer import ChunkKey, Published, Strategy
+from metadist.outer import ChunkKey, Published, Strategy, capture
 from metadist.outer.messages import to_arrays
 from metadist.tasks import Examples, Task, take
 from metadist.testing.toys import linear_experiment
-from metadist.training.work import CheckWork, EvaluationWork, GradientWork, OutOfMemory, Worker
+from metadist.training.work import CheckWork, EvaluationWork, GradientWork, OutOfMemory, TaskScores, Worker
 
 CPU = torch.device("cpu")
 
@@ -116,3 +117,26 @@ def test_too_little_memory_names_the_work_and_its_shapes(error: RuntimeError) ->
     judged = EvaluationWork("test", 0, 3, 5, experiment.episode, 1, False, "loop")
     with pytest.raises(OutOfMemory, match=r"^the test tasks from 3: 5 tasks with support"):
         worker.run(judged, published(experiment.initial(), 4))
+
+
+def test_tasks_that_fill_a_cores_caches_are_judged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = linear_experiment()
+    monkeypatch.setattr(experiment.learner.network.module, "activations", 4, raising=False)
+    work = EvaluationWork("test", 0, 0, 3, experiment.episode, 2, False, "captured")
+    rows = experiment.episode.shots * experiment.episode.ways
+    together = []
+    vmap = torch.func.vmap
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        together.append(piece)
+        return vmap(*arguments, **options)
+
+    monkeypatch.setattr(torch.func, "vmap", seen)
+    scores = []
+    for piece in (2 * rows * 4 - 1, 2 * rows * 4):
+        monkeypatch.setattr(capture, "PIECE", piece)
+        _, found = Worker(experiment, CPU).run(work, published(experiment.initial(), 0))
+        assert isinstance(found, TaskScores)
+        scores.append(found.losses)
+    assert together == [2 * rows * 4]
+    assert np.allclose(*scores, atol=1e-6)
