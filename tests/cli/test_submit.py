@@ -124,6 +124,7 @@ def test_a_mistake_that_only_the_cluster_knows(user: User) -> None:
     assert "· greedy-1 FAILED with exit code 2" in err
 
 
+@pytest.mark.slow
 def test_a_cluster_that_lacks_metadist(user: User) -> None:
     """What every other test here rests on: the package reaches both nodes because it is sent."""
     code, _, err = user.types("submit", "job.yaml", *user.shared, "--name", "bare", "--no-package")

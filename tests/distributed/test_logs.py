@@ -182,6 +182,7 @@ def kinds(point: str) -> list[str]:
     return [f"{kind} at {point}" for kind in ("printed", "warned", "logged", "written")] + ["most recent call first"]
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_worker(ray: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Everything that its actors print, and what Ray tells of the loss, is in the folder and not on the console."""
     say, kill = chatter(3), KillOnce("work", 4, str(tmp_path / "struck"))

@@ -79,7 +79,8 @@ def test_worker_without_memory(ray: Any, tmp_path: Path, undisturbed: dict[str, 
     assert_same(summary, undisturbed)
 
 
-@pytest.mark.parametrize("back_at", [pytest.param(None, marks=pytest.mark.slow), 9])
+@pytest.mark.slow
+@pytest.mark.parametrize("back_at", [None, 9])
 def test_worker_hangs(ray: Any, tmp_path: Path, undisturbed: dict[str, Any], back_at: int | None) -> None:
     """To the end of the run, or until its answer is late by some steps."""
     fault = HangOnce("work", 5, str(tmp_path / "struck"), str(tmp_path / "gate"))

@@ -160,6 +160,7 @@ def alive(*names: str) -> list[str]:
     return [a["ActorClassName"] for a in actors().values() if a["State"] != "DEAD" and a["ActorClassName"] in names]
 
 
+@pytest.mark.slow
 def test_workers_and_servers_are_in_the_trials_own_placement(
     ray: Any, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +273,7 @@ def test_median_stopping(ray: Any, write: Write, tmp_path: Path) -> None:
     assert any("stopped by median" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_and_the_others_go_on(ray: Any, write: Write, tmp_path: Path, runs: Any) -> None:
     """Its run folder cannot be written."""
     said: list[str] = []
@@ -302,6 +304,7 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(ray: Any, write: Write,
     assert len(runs(f"sqlite:///{tmp_path}/mlflow.db").all) == 3
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_does_not_end_a_sweep(
     ray: Any, write: Write, tmp_path: Path, runs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
