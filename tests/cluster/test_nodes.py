@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,35 @@ def test_a_run_outlives_its_nodes(cluster: Local, tmp_path: Path) -> None:
     # The node that joined had none of the data, and nothing but Ray to get it through.
     assert len(caches(cluster, 2)) == 1
     assert caches(cluster, 0) == [], "the driver's node has it already"
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_the_node_of_driver_and_server_is_gone(cluster: Local, tmp_path: Path) -> None:
+    """And the cluster with it: in another cluster, from the folder that both see."""
+    settings = [*short(tmp_path), f"steps={LONG}", "resources.shared_storage=true"]
+    oracle = train_job(job(tmp_path, f"steps={LONG}", "runtime=inprocess"), Notes(), RunOptions())
+    train = [sys.executable, "-m", "metadist", "train"]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    begin = [*train, str(ROOT / "jobs" / "quickstart.yaml"), "--run", "gone", "--address", "local", *sets]
+    folder, deadline = tmp_path / "gone", time.monotonic() + 120
+    with subprocess.Popen(begin, env=cluster.environment, cwd=ROOT, stderr=subprocess.DEVNULL) as driver:
+        while not list(folder.glob("checkpoints/step-*")):
+            assert driver.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.02)
+        driver.kill()
+        assert cluster.sh("kill", "0").returncode == 0
+    assert driver.returncode == -signal.SIGKILL
+    assert not (folder / "summary.json").exists()
+    assert cluster.sh("down").returncode == 0
+    assert cluster.sh("up", "2", "--detect", "fast").returncode == 0
+    again = [*train, "--resume", str(folder), "--address", "local", "--json"]
+    done = subprocess.run(again, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["step"], summary["params_sha256"]) == (LONG, oracle["params_sha256"])
+    assert summary["test"] == oracle["test"]
 
 
 @pytest.mark.slow
