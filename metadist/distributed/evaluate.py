@@ -21,7 +21,7 @@ from metadist.training.comparison import task_set
 from metadist.training.dispatch import Dispatcher
 from metadist.training.evaluation import evaluate
 from metadist.training.loop import Observer
-from metadist.training.machine import keep_freed_memory, set_threads
+from metadist.training.machine import keep_freed_memory, leave_compiler_out, set_threads
 from metadist.training.run_folder import CHECKPOINT, RunFolder, checkpoint_version
 from metadist.training.start_values import best_checkpoint, read_frozen
 from metadist.training.work import CheckWork
@@ -60,6 +60,7 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
     job = _changed(job, request)
     set_threads(job.resources.threads)
     keep_freed_memory()
+    leave_compiler_out()
     store = config.open_data(job, options.data_progress)
     placed = config.with_store(job, store)
     experiment = config.build_experiment(placed, "evaluation", read_frozen(folder))

@@ -34,7 +34,7 @@ from metadist.training.comparison import SCORES, dump_scores, task_set
 from metadist.training.cost import measure_costs
 from metadist.training.evaluation import EvaluationPlan
 from metadist.training.loop import Observer, TrainPlan, TrainResult, train
-from metadist.training.machine import cpu_name, keep_freed_memory, pick_device, set_threads
+from metadist.training.machine import cpu_name, keep_freed_memory, leave_compiler_out, pick_device, set_threads
 from metadist.training.recorder import Recorder, scores
 from metadist.training.report import draw_plots, report_page
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
@@ -206,6 +206,7 @@ def _begin(
 def _prepare(job: Job, run: str, display: Observer, options: RunOptions) -> _Prepared:
     set_threads(job.resources.threads)
     keep_freed_memory()
+    leave_compiler_out()
     for warning in job.warnings:
         display.say(warning)
     store = config.open_data(job, options.data_progress)

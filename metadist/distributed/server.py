@@ -64,7 +64,6 @@ class RayServer(ParameterServer):
         values, chunks = self._get(sizes)
         held = HELD_SHARE * ray.cluster_resources().get("object_store_memory", 0) / (4 * values * chunks)
         self._state_every = max(1, min(STATE_STEPS * math.ceil(values / STATE_VALUES), int(held)))
-        self._actor.warm_up.remote()
         return published
 
     def apply(self, version: int, payloads: Sequence[Ref], phase: int = 0) -> Ref:

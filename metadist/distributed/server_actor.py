@@ -9,7 +9,7 @@ from typing import Any
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.logs import name_this_process
 from metadist.outer import OuterState, Payload, Published, Update, own_copy
-from metadist.training.machine import keep_freed_memory, load_torch_extras, set_threads
+from metadist.training.machine import keep_freed_memory, set_threads
 from metadist.training.run_folder import RunFolder
 from metadist.training.server import Server
 
@@ -33,10 +33,6 @@ class ServerActor:
         published, state = self._server.start(folder, checkpoint)
         values = sum(array.size for array in (published.parameters | published.statistics).values())
         return published, state, (values, self._server.experiment.rule.chunks)
-
-    def warm_up(self) -> None:
-        """Load what the first step would have to load, while the workers get ready."""
-        load_torch_extras()
 
     def restore(
         self, state: OuterState, steps: Sequence[tuple[int, int, int]], *payloads: Payload

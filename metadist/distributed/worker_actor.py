@@ -7,11 +7,11 @@ import os
 from metadist.distributed.blueprint import Blueprint
 from metadist.distributed.logs import name_this_process
 from metadist.distributed.store_place import Parcel
-from metadist.outer import Payload, Published, choose_strategy
+from metadist.outer import Payload, Published
 from metadist.training.machine import (
     fingerprint,
     keep_freed_memory,
-    load_torch_extras,
+    leave_compiler_out,
     make_deterministic,
     pick_device,
     set_threads,
@@ -26,6 +26,7 @@ class WorkerActor:
         name_this_process(blueprint.run, f"worker-{number}")
         set_threads(blueprint.threads)
         keep_freed_memory()
+        leave_compiler_out()
         self._blueprint = blueprint
         self._device = pick_device(blueprint.gpus)
         make_deterministic(self._device)
@@ -43,8 +44,6 @@ class WorkerActor:
         if parcel is not None and self._blueprint.store is not None:
             self._blueprint.store.unpack(parcel)
         self._worker = Worker(self._blueprint.experiment(), self._device)
-        if choose_strategy(self._worker.experiment.learner, self._device)[0] != "loop":
-            load_torch_extras()  # all workers side by side, and not each at its first chunk
         return fingerprint(self._device), os.getpid()
 
     def run(self, work: Work, published: Published) -> tuple[Payload | None, Report]:

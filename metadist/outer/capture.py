@@ -98,6 +98,11 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         #: by the name they have in the program
         self.values: dict[str, Any] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Of torch: whether to import its compiler (900 modules) to keep it from compiling this."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if (unfit := UNFIT.intersection(func.tags)) and not _by_numbers(func, args):
             raise RuntimeError(f"{func} cannot be captured: {', '.join(str(tag) for tag in unfit)}")

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from metadist.errors import UserError
 
@@ -115,41 +118,55 @@ def optimizer_step(
     Returns:
         New parameters, new optimiser state, and the learning rate of the first group.
     """
-    fresh = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-    for name, value in fresh.items():
-        value.grad = gradient[name]
-    optimizer = _optimizer(config, fresh)
-    for group in optimizer.param_groups:
-        group["lr"] *= schedule_factor(config, steps, version)
-    for name, tensors in state.items():
-        optimizer.state[fresh[name]] = {key: tensor.clone() for key, tensor in tensors.items()}
-    optimizer.step()
-    after = {
-        name: {key: tensor for key, tensor in optimizer.state[value].items() if tensor is not None}
-        for name, value in fresh.items()
-        if optimizer.state[value]
+    fresh = {name: value.clone() for name, value in parameters.items()}
+    kept = {name: {key: tensor.clone() for key, tensor in tensors.items()} for name, tensors in state.items()}
+    factor = schedule_factor(config, steps, version)
+    others = GroupConfig("*")
+    chosen = {
+        name: next((group for group in config.groups if fnmatch.fnmatch(name, group.match)), others) for name in fresh
     }
-    lr = float(optimizer.param_groups[0]["lr"])
-    return {name: value.detach() for name, value in fresh.items()}, after, lr
+    rates = []
+    for group in [others, *config.groups]:
+        if members := {name: value for name, value in fresh.items() if chosen[name] is group}:
+            rates.append((config.lr if group.lr is None else group.lr) * factor)
+            decay = config.weight_decay if group.weight_decay is None else group.weight_decay
+            _take(config, rates[-1], decay, members, gradient, kept)
+    return fresh, kept, rates[0]
 
 
-def _optimizer(config: OptimizerConfig, parameters: dict[str, Tensor]) -> Optimizer:
-    groups: list[dict[str, Any]] = [{"params": []}] + [
-        {"params": []}
-        | ({} if group.lr is None else {"lr": group.lr})
-        | ({} if group.weight_decay is None else {"weight_decay": group.weight_decay})
-        for group in config.groups
-    ]
-    for name, value in parameters.items():
-        matches = [i for i, group in enumerate(config.groups, 1) if fnmatch.fnmatch(name, group.match)]
-        groups[matches[0] if matches else 0]["params"].append(value)
-    groups = [group for group in groups if group["params"]]
+@torch.no_grad()
+def _take(
+    config: OptimizerConfig,
+    lr: float,
+    weight_decay: float,
+    parameters: dict[str, Tensor],
+    gradient: dict[str, Tensor],
+    state: OptimizerState,
+) -> None:
+    """Change parameters and state in place, by the functions of torch's optimisers, whose objects import a compiler."""
+    values, gradients = list(parameters.values()), [gradient[name] for name in parameters]
     # The for-loop implementations: fused and multi-tensor ones may add in another order.
-    plain: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "foreach": False, "fused": False}
+    rates: dict[str, Any] = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "maximize": False,
+        "foreach": False,
+        "fused": False,
+    }
     if config.kind == "sgd":
-        return SGD(groups, momentum=config.momentum, **plain)
-    kind = Adam if config.kind == "adam" else AdamW
-    return kind(groups, betas=(config.betas[0], config.betas[1]), eps=config.eps, **plain)
+        buffers = [state.get(name, {}).get("momentum_buffer") for name in parameters]
+        sgd(values, gradients, buffers, momentum=config.momentum, dampening=0.0, nesterov=False, **rates)
+        state |= {
+            name: {"momentum_buffer": each} for name, each in zip(parameters, buffers, strict=True) if each is not None
+        }
+        return
+    for name, value in parameters.items():
+        if name not in state:
+            zeros = {key: torch.zeros_like(value) for key in ("exp_avg", "exp_avg_sq")}
+            state[name] = {"step": torch.tensor(0.0), **zeros}
+    first, second, step = ([state[name][key] for name in parameters] for key in ("exp_avg", "exp_avg_sq", "step"))
+    rates |= {"beta1": config.betas[0], "beta2": config.betas[1], "eps": config.eps, "amsgrad": False}
+    (adam if config.kind == "adam" else adamw)(values, gradients, first, second, [], step, **rates)
 
 
 def schedule_factor(config: OptimizerConfig, steps: int, version: int) -> float:

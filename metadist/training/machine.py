@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import platform
+import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +36,32 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-def load_torch_extras() -> None:
-    """Import what `torch.func.grad` and `torch.optim` import at their first use, about 900 modules."""
-    importlib.import_module("torch._dynamo")
+class _CompilerLater:
+    """Stands where `torch._dynamo` will stand once it is imported.
+
+    `torch.func.grad` looks there only to keep compiled autograd away, which is off as long as nobody has imported the
+    compiler. Whoever asks for more gets the compiler.
+    """
+
+    @property
+    def compiled_autograd(self) -> Any:
+        if "torch._dynamo" in sys.modules:
+            return importlib.import_module("torch._dynamo.compiled_autograd")
+        return self
+
+    _disable = contextlib.nullcontext
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("torch._dynamo"), name)
+
+
+def leave_compiler_out() -> None:
+    """Keep `torch.func.grad` from importing torch's compiler, 900 modules in 1.6 s, of which it needs nothing.
+
+    `import torch._dynamo`, by `torch.compile` for one, is as ever, and ends this.
+    """
+    if "torch._dynamo" not in sys.modules:
+        torch._dynamo = _CompilerLater()  # type: ignore[assignment]
 
 
 def make_deterministic(device: torch.device) -> None:

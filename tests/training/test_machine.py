@@ -13,14 +13,29 @@ import sys
 import torch
 from metadist.outer import OptimizerConfig
 from metadist.outer.optimizer import optimizer_step
-from metadist.training.machine import load_torch_extras
+from metadist.training.machine import leave_compiler_out
 
-load_torch_extras()
+leave_compiler_out()
 before = set(sys.modules)
 torch.func.vmap(torch.func.grad(lambda w: (w * w).sum()))(torch.ones(2, 3))
 weights = {"w": torch.ones(3)}
 optimizer_step(OptimizerConfig(), 1, 0, weights, weights, {})
 print(len(set(sys.modules) - before))
+"""
+
+COMPILER = """
+import torch
+from metadist.training.machine import leave_compiler_out
+
+leave_compiler_out()
+if {asked}:
+    assert torch._dynamo.is_compiling() is False
+    assert torch._dynamo.compiled_autograd.in_compiled_autograd_region is False
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+import torch._dynamo
+leave_compiler_out()
+assert torch._dynamo is __import__("sys").modules["torch._dynamo"]
+assert torch.func.grad(lambda w: w * w)(torch.tensor(3.0)).item() == 6
 """
 
 FAULTS = """
@@ -55,7 +70,15 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
     assert count < 5 * 32
 
 
-def test_warming_up_leaves_hardly_anything_to_load_for_the_first_step() -> None:
-    command = [sys.executable, "-c", SCRIPT]
-    left = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
-    assert left < 20  # without it some 900
+def run(script: str) -> str:
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+def test_the_first_step_imports_hardly_anything() -> None:
+    assert int(run(SCRIPT)) < 20  # with torch's compiler some 900
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_compiler_is_there_for_who_asks(asked: bool) -> None:
+    run(COMPILER.format(asked=asked))
