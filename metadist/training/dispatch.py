@@ -17,7 +17,7 @@ from metadist.training.work import Report, Work
 DEPTH = 2
 #: a piece of work that was in hand when this many workers died in a row ends the run; each worker that died of other
 #: work makes it one more, up to the second number: where workers are killed all the time, some piece has bad luck
-LIVES, MOST_LIVES = 3, 10
+LIVES, MOST_LIVES = 5, 10
 #: seconds that are not waited for
 MOMENT = 1e-3
 

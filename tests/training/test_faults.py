@@ -94,17 +94,17 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(make_run: Callable, lea
         assert strip == [replace(record, compute_seconds=0, seconds=0) for record in whole.notes.records]
 
 
-def test_a_chunk_that_kills_three_workers_ends_the_run_by_name(make_run: Callable) -> None:
+def test_a_chunk_that_kills_five_workers_ends_the_run_by_name(make_run: Callable) -> None:
     run = make_run()
-    fault = Fault("kill", 4, 1, times=3)
+    fault = Fault("kill", 4, 1, times=5)
     server = FakeServer(run.experiment)
-    with pytest.raises(PoolError, match=r"3 workers in a row died of the same piece of work.*version=4.*chunk=1"):
+    with pytest.raises(PoolError, match=r"5 workers in a row died of the same piece of work.*version=4.*chunk=1"):
         run.go(FakePool(run.experiment, server, [fault]), server)
-    assert fault.struck == 3
+    assert fault.struck == 5
     assert run.versions()[-1] == 4, "the last committed version is saved"
 
 
-@pytest.mark.parametrize(("others", "lives"), [(2, 5), (20, 10)])
+@pytest.mark.parametrize(("others", "lives"), [(2, 7), (20, 10)])
 def test_where_workers_die_of_other_work_too_a_chunk_is_blamed_later(
     make_run: Callable, others: int, lives: int
 ) -> None:
