@@ -48,12 +48,19 @@ def tensors() -> int:
 
 
 def growth(made: Experiment, strategy: Strategy) -> tuple[int, int]:
-    """Bytes and tensors that there are more of after 200 steps."""
+    """Bytes and tensors that there are more of after 200 steps.
+
+    What is allocated once, a table of Python's that doubles, say, is no step's: too much is looked at again.
+    """
     line = start_line(made, new_dispatcher(InProcessPool(made, CPU)), InProcessServer(made), 1, strategy)
     line.take(WARM)
-    bytes_before, tensors_before = in_use(), tensors()
-    assert len(line.take(STEPS)) == STEPS
-    return in_use() - bytes_before, tensors() - tensors_before
+    for _ in range(2):
+        bytes_before, tensors_before = in_use(), tensors()
+        assert len(line.take(STEPS)) == STEPS
+        found = in_use() - bytes_before, tensors() - tensors_before
+        if found[0] < ROOM:
+            break
+    return found
 
 
 def small(kind: str) -> Experiment:
