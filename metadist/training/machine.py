@@ -36,32 +36,25 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-class _CompilerLater:
-    """Stands where `torch._dynamo` will stand once it is imported.
+class _Later:
+    """Stands for a module that is not imported before something of it is wanted, but for what is given here."""
 
-    `torch.func.grad` looks there only to keep compiled autograd away, which is off as long as nobody has imported the
-    compiler. Whoever asks for more gets the compiler.
-    """
-
-    @property
-    def compiled_autograd(self) -> Any:
-        if "torch._dynamo" in sys.modules:
-            return importlib.import_module("torch._dynamo.compiled_autograd")
-        return self
-
-    _disable = contextlib.nullcontext
+    def __init__(self, module: str, **given: object) -> None:
+        self.__dict__.update(given, _module=module)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module("torch._dynamo"), name)
+        return getattr(importlib.import_module(self._module), name)
 
 
 def leave_compiler_out() -> None:
     """Keep `torch.func.grad` from importing torch's compiler, 900 modules in 1.6 s, of which it needs nothing.
 
-    `import torch._dynamo`, by `torch.compile` for one, is as ever, and ends this.
+    It only keeps compiled autograd away, which is off as long as nobody has imported the compiler. `import
+    torch._dynamo`, by `torch.compile` for one, puts the compiler in its place.
     """
     if "torch._dynamo" not in sys.modules:
-        torch._dynamo = _CompilerLater()  # type: ignore[assignment]
+        autograd = _Later("torch._dynamo.compiled_autograd", _disable=contextlib.nullcontext)
+        torch._dynamo = _Later("torch._dynamo", compiled_autograd=autograd)  # type: ignore[assignment]
 
 
 def make_deterministic(device: torch.device) -> None:
