@@ -8,6 +8,8 @@ import importlib
 import os
 import platform
 import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,11 +41,11 @@ def keep_freed_memory() -> bool:
 class _Later:
     """Stands for a module that is not imported before something of it is wanted, but for what is given here."""
 
-    def __init__(self, module: str, **given: object) -> None:
-        self.__dict__.update(given, _module=module)
+    def __init__(self, load: Callable[[], ModuleType], **given: object) -> None:
+        self.__dict__.update(given, _load=load)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self._module), name)
+        return getattr(self._load(), name)
 
 
 def leave_compiler_out() -> None:
@@ -53,8 +55,11 @@ def leave_compiler_out() -> None:
     torch._dynamo`, by `torch.compile` for one, puts the compiler in its place.
     """
     if "torch._dynamo" not in sys.modules:
-        autograd = _Later("torch._dynamo.compiled_autograd", _disable=contextlib.nullcontext)
-        torch._dynamo = _Later("torch._dynamo", compiled_autograd=autograd)  # type: ignore[assignment]
+        autograd = _Later(
+            lambda: importlib.import_module("torch._dynamo.compiled_autograd"), _disable=contextlib.nullcontext
+        )
+        compiler = _Later(lambda: importlib.import_module("torch._dynamo"), compiled_autograd=autograd)
+        torch._dynamo = compiler  # type: ignore[assignment]
 
 
 def make_deterministic(device: torch.device) -> None:
