@@ -15,9 +15,10 @@ from metadist.training.work import Report, Work
 
 #: pieces of work that a worker holds: one in hand and one waiting, so that it never waits for the driver
 DEPTH = 2
-#: a piece of work that was in hand when this many workers died in a row ends the run; each worker that died of other
-#: work makes it one more, up to the second number: where workers are killed all the time, some piece has bad luck
-LIVES, MOST_LIVES = 5, 10
+#: a piece of work that was in hand when this many workers died in a row ends the run; the second number where something
+#: else kills, too: workers died of other work, or the run was ended before. Who is killed soon after its start has its
+#: first piece in hand, more often than not
+LIVES, MOST_LIVES = 10, 30
 #: seconds that are not waited for
 MOMENT = 1e-3
 
@@ -65,6 +66,7 @@ class Dispatcher:
 
     Attributes:
         stop: asked by `run_all` whether the user wants to stop; may be set.
+        resumed: whether the run was ended before; may be set.
         alive: tickets of the work that each worker holds, the one in hand first.
         losses: workers that were lost.
         doubled: pieces of work that were given to another worker too.
@@ -75,6 +77,7 @@ class Dispatcher:
         self.pool, self.deadline, self.least, self._say = pool, deadline, least, say
         self.clock = pool.clock
         self.stop: Callable[[], bool] = lambda: False
+        self.resumed = False
         self.alive: dict[int, deque[int]] = {}
         self.losses = 0
         self.doubled = 0
@@ -243,7 +246,7 @@ class Dispatcher:
             in_hand = self._work[held[0]]
             self._deaths[in_hand] += 1
             deaths = self._deaths[in_hand]
-            if deaths >= min(LIVES + self.losses - deaths, MOST_LIVES):
+            if deaths >= (MOST_LIVES if self.resumed or self.losses > deaths else LIVES):
                 raise PoolError(f"{deaths} workers in a row died of the same piece of work: {in_hand}")
         for ticket in held:
             del self._work[ticket]

@@ -185,6 +185,7 @@ class _Run:
         self.progress = _progress(progress, f"{self.folder.location}/{resume}")
         published = self.server.start(self.folder if resume else None, resume)
         version = checkpoint_version(resume) if resume else 0
+        self.dispatcher.resumed = resume is not None
         self.check = self._check(published)
         self.observer.ready(self.check, version, self.dispatcher.fingerprint)
         kind = Stepper if self.experiment.rule.mode == "sync" else FreeStepper

@@ -94,31 +94,32 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(make_run: Callable, lea
         assert strip == [replace(record, compute_seconds=0, seconds=0) for record in whole.notes.records]
 
 
-def test_a_chunk_that_kills_five_workers_ends_the_run_by_name(make_run: Callable) -> None:
+def test_a_chunk_that_kills_ten_workers_ends_the_run_by_name(make_run: Callable) -> None:
     run = make_run()
-    fault = Fault("kill", 4, 1, times=5)
+    fault = Fault("kill", 4, 1, times=10)
     server = FakeServer(run.experiment)
-    with pytest.raises(PoolError, match=r"5 workers in a row died of the same piece of work.*version=4.*chunk=1"):
+    with pytest.raises(PoolError, match=r"10 workers in a row died of the same piece of work.*version=4.*chunk=1"):
         run.go(FakePool(run.experiment, server, [fault]), server)
-    assert fault.struck == 5
+    assert fault.struck == 10
     assert run.versions()[-1] == 4, "the last committed version is saved"
 
 
-@pytest.mark.parametrize(("others", "lives"), [(2, 7), (20, 10)])
-def test_where_workers_die_of_other_work_too_a_chunk_is_blamed_later(
-    make_run: Callable, others: int, lives: int
-) -> None:
-    storm = [Fault("kill", version, chunk, 2) for version in range(4) for chunk in range(3)][: others // 2]
-    for times in (lives - 1, lives):
-        run, fault = make_run(), Fault("kill", 4, 1, times)
-        faults = [*(replace(other) for other in storm), fault]
+@pytest.mark.parametrize("resumed", [False, True])
+def test_where_something_else_kills_too_a_chunk_is_blamed_later(make_run: Callable, resumed: bool) -> None:
+    """A worker that died of other work, or a driver that had to come back."""
+    for times in (29, 30):
+        run = make_run(stop_after=3 if resumed else None)
+        if resumed:
+            run.go()
+            run.plan = replace(run.plan, stop_after=None)
+        faults = [Fault("kill", 4, 1, times), *([] if resumed else [Fault("kill", 3, 0)])]
         server = FakeServer(run.experiment)
         pool = FakePool(run.experiment, server, faults)
-        if times < lives:
-            assert run.go(pool, server).worker_losses == others + times
+        if times < 30:
+            assert run.go(pool, server, resume=resumed).worker_losses == sum(fault.struck for fault in faults)
         else:
-            with pytest.raises(PoolError, match=rf"{lives} workers in a row died of .*version=4.*chunk=1"):
-                run.go(pool, server)
+            with pytest.raises(PoolError, match=r"30 workers in a row died of .*version=4.*chunk=1"):
+                run.go(pool, server, resume=resumed)
         assert all(fault.times == 0 for fault in faults)
 
 
