@@ -26,13 +26,13 @@ from typing import Any, Literal, get_args
 
 from metadist.errors import UserError
 from metadist.tracking import MetricsFile
-from metadist.training.run_folder import RunFolder, checkpoint_version
+from metadist.training.run_folder import JUDGED, RunFolder, checkpoint_version
 
 Kind = Literal["worker", "server", "node", "driver"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 #: how the titles of the actors' processes begin
 _TITLES: dict[Kind, bytes] = {"worker": b"ray::WorkerActor", "server": b"ray::ServerActor"}
-#: deaths of the driver without a new step between them after which nothing is gained by going on
+#: deaths of the driver without a step or a judged task between them after which nothing is gained by going on
 LIVES = 5
 
 
@@ -107,7 +107,7 @@ def endure(
     folder, log = RunFolder(f"{storage}/{run}"), Path(storage, f"{run}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     ordeal = Ordeal({}, 0.0)
-    began, last, fruitless = time.monotonic(), 0, 0
+    began, last, fruitless = time.monotonic(), (0, 0), 0
     while True:
         with log.open("ab") as errors:
             driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
@@ -121,10 +121,13 @@ def endure(
         steps = MetricsFile.read(f"{folder.location}/metrics.jsonl") if folder.exists("metrics.jsonl") else []
         reached, saved = max((step for step, _ in steps), default=0), folder.checkpoints()
         ordeal.repeated += reached - (checkpoint_version(saved[-1]) if saved else 0)
-        fruitless = 0 if reached > last else fruitless + 1
-        last = max(last, reached)
+        far = (reached, len(folder.names(JUDGED)))
+        fruitless = 0 if far > last else fruitless + 1
+        last = max(last, far)
         if fruitless == LIVES:
-            raise RuntimeError(f"the driver was killed {LIVES} times without a new step; kill it less often ({log})")
+            raise RuntimeError(
+                f"the driver was killed {LIVES} times without a new step or judged task; kill it less often ({log})"
+            )
     if driver.returncode:
         lines = log.read_text(errors="replace").splitlines()[-5:]
         raise RuntimeError("\n".join([f"the driver ended with exit code {driver.returncode}; {log} ends with", *lines]))

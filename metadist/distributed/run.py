@@ -37,7 +37,7 @@ from metadist.training.loop import Observer, TrainPlan, TrainResult, train
 from metadist.training.machine import cpu_name, keep_freed_memory, leave_compiler_out, pick_device, set_threads
 from metadist.training.recorder import Recorder, scores
 from metadist.training.report import draw_plots, report_page
-from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
+from metadist.training.run_folder import JUDGED, RunFolder, checkpoint_name, checkpoint_version
 from metadist.training.start_values import keep_frozen, read_frozen, read_start
 
 DataProgress = Callable[[int, int], None]
@@ -392,6 +392,7 @@ def _summarize(
         checkpoint.write_bytes(folder.read(checkpoint_name(result.tested)))
         tracker.artifact(str(checkpoint), "checkpoints")
     folder.write_json("summary.json", summary)
+    folder.remove(JUDGED)
     tracker.text("summary.json", folder.read("summary.json").decode())
     return summary
 

@@ -253,12 +253,15 @@ class Dispatcher:
             polled.lost.append(ticket)
 
     def run_all(
-        self, works: Sequence[Work], version: Ref, progress: Callable[[float], None] = lambda share: None
+        self,
+        works: Sequence[Work],
+        version: Ref,
+        done: Callable[[Work, Report], None] = lambda work, report: None,
     ) -> list[Report]:
         """Do all of `works` at one version; returns their reports in the same order.
 
         Args:
-            progress: told which share of them is done, whenever it is more.
+            done: told of each piece of work and its report, as it comes.
 
         Raises:
             Interrupted: the user wants to stop. What was given out is done for nothing.
@@ -277,8 +280,10 @@ class Dispatcher:
                 raise Interrupted
             for ticket, report in polled.done:
                 if ticket in number:
-                    reports[number.pop(ticket)] = report
-                    progress(len(reports) / len(works))
+                    index = number.pop(ticket)
+                    if index not in reports:
+                        done(works[index], report)
+                    reports[index] = report
                     pace.took(self.clock() - max(began, polled.began.get(ticket, began)))
             again = [number.pop(ticket) for ticket in polled.lost + polled.voided if ticket in number]
             waiting.extendleft(index for index in again if index not in number.values())

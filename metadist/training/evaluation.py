@@ -17,8 +17,9 @@ from metadist.outer import Strategy
 from metadist.tasks import Episode
 from metadist.tasks.base import Split
 from metadist.training.dispatch import Dispatcher
+from metadist.training.judged import JudgedTasks
 from metadist.training.seams import Ref
-from metadist.training.work import EvaluationWork, TaskScores
+from metadist.training.work import EvaluationWork, Report, TaskScores, Work
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def evaluate(
     last_only: bool = False,
     beside: Iterable[str] = (),
     progress: Callable[[float], None] = lambda share: None,
+    judged: JudgedTasks | None = None,
 ) -> Evaluation:
     """Judge a published version on the plan's tasks, spread over the workers.
 
@@ -146,18 +148,18 @@ def evaluate(
         last_only: judge after the last step only, which is cheaper.
         beside: names of what is beside the learner and also judged on the same tasks.
         progress: told which share of the tasks is judged, those of a random start included.
+        judged: where scores are kept; those that are there are not judged again.
     """
     rounds = 1 + with_scratch
-    scores = _scores(
-        dispatcher, plan.works(strategy, False, last_only), version, lambda share: progress(share / rounds)
-    )
+    works = plan.works(strategy, False, last_only)
+    scores = _scores(dispatcher, works, version, judged, lambda share: progress(share / rounds))
     classifies = bool(scores.predictions.size)
     curve = _curve(scores, classifies)
     last = curve[-1]
     extra: dict[str, Any] = {}
     if with_scratch:
         works = plan.works(strategy, True, last_only)
-        scratch_scores = _scores(dispatcher, works, version, lambda share: progress((1 + share) / rounds))
+        scratch_scores = _scores(dispatcher, works, version, judged, lambda share: progress((1 + share) / rounds))
         scratch = _curve(scratch_scores, classifies)
         measure = "accuracy" if classifies else "loss"
         extra = {
@@ -183,15 +185,17 @@ def evaluate(
         loss=last["loss"],
         per_step=curve,
         per_task=_last(scores, classifies),
-        beside={part: _score(dispatcher, plan.works(strategy, False, True, part), version) for part in beside},
+        beside={part: _score(dispatcher, plan.works(strategy, False, True, part), version, judged) for part in beside},
         figures={name: float(np.mean(values)) for name, values in scores.figures.items()},
         **extra,
     )
 
 
-def _score(dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Ref) -> dict[str, float | None]:
+def _score(
+    dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Ref, judged: JudgedTasks | None
+) -> dict[str, float | None]:
     """What is beside a learner, judged after its last step."""
-    scores = _scores(dispatcher, works, version)
+    scores = _scores(dispatcher, works, version, judged)
     (last,) = _curve(scores, bool(scores.predictions.size))
     measure = "accuracy" if "accuracy" in last else "loss"
     return {"accuracy": last.get("accuracy"), "ci95": last[f"{measure}_ci95"], "loss": last["loss"]}
@@ -201,11 +205,22 @@ def _scores(
     dispatcher: Dispatcher,
     works: Sequence[EvaluationWork],
     version: Ref,
+    judged: JudgedTasks | None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> TaskScores:
-    reports = dispatcher.run_all(works, version, progress)
-    parts = [report for report in reports if isinstance(report, TaskScores)]
-    assert len(parts) == len(reports)
+    known: dict[Work, TaskScores] = {work: found for work in works if judged and (found := judged.find(work))}
+    left = [work for work in works if work not in known]
+
+    def done(work: Work, report: Report) -> None:
+        assert isinstance(work, EvaluationWork)
+        assert isinstance(report, TaskScores)
+        known[work] = report
+        progress(len(known) / len(works))
+        if judged:
+            judged.keep(work, report)
+
+    dispatcher.run_all(left, version, done)
+    parts = [known[work] for work in works]
     return TaskScores(
         parts[0].steps,
         *(

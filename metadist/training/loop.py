@@ -24,6 +24,7 @@ from metadist.outer import Experiment, StrategyCheck
 from metadist.training.dispatch import Dispatcher, Interrupted
 from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate
 from metadist.training.free_stepper import FreeStepper
+from metadist.training.judged import JudgedTasks
 from metadist.training.run_folder import RunFolder, checkpoint_name, checkpoint_version
 from metadist.training.seams import ParameterServer, Ref, WorkerPool
 from metadist.training.stepper import Diverged, Stepper, StepRecord, Steps
@@ -312,15 +313,16 @@ class _Run:
         tested = self.stepper.version if best is None else best
         current = tested == self.stepper.version
         version = self._judged() if current else self.server.read(self.folder, checkpoint_name(tested))
-        strategy, valid = self.check.strategy, None
+        strategy, valid, judged = self.check.strategy, None, JudgedTasks(self.folder, tested, self.plan.identity)
         if self.plan.validate is not None:
-            valid = evaluate(self.dispatcher, self.plan.validate, strategy, version, with_scratch=True)
+            valid = evaluate(self.dispatcher, self.plan.validate, strategy, version, with_scratch=True, judged=judged)
         tests = {}
         for name, plan in self.plan.tests.items():
             self.observer.say(f"testing version {tested} on {plan.name}")
             beside = self.experiment.learner.beside()
+            told = self.observer.testing
             tests[name] = evaluate(
-                self.dispatcher, plan, strategy, version, True, True, beside=beside, progress=self.observer.testing
+                self.dispatcher, plan, strategy, version, True, True, beside=beside, progress=told, judged=judged
             )
         return self._result(outcome, tested=tested, tested_as=self._tested_as(tested), valid=valid, tests=tests)
 

@@ -24,6 +24,8 @@ from metadist.errors import UserError
 from metadist.reading import MOST_JSON, check_size, parse_json
 
 CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
+#: folder of what the tests have judged so far, while they run
+JUDGED = "judged"
 #: what `RunFolder.write` calls a file that is not whole yet
 ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 #: seconds after which the lease of a driver on another host counts as abandoned
@@ -155,6 +157,18 @@ class RunFolder:
         found = _info(system, path, inside=True)
         return sorted(f"checkpoints/{info.base_name}" for info in found if CHECKPOINT.fullmatch(info.base_name))
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder of it, in order."""
+        system, path = self._place(folder)
+        found = _info(system, path, inside=True)
+        return sorted(f"{folder}/{info.base_name}" for info in found if not ASIDE.fullmatch(info.base_name))
+
+    def remove(self, folder: str) -> None:
+        """Delete a folder of it with all files, if it is there."""
+        if self.exists(folder):
+            system, path = self._place(folder)
+            system.delete_dir(path)
+
     def prune(self, keep: int, spare: set[str]) -> None:
         """Delete all checkpoints but the newest `keep` and the ones in `spare`."""
         for name in self.checkpoints()[:-keep]:
@@ -185,7 +199,7 @@ class RunFolder:
 
     def _remove_asides(self) -> None:
         """Delete what writers that were killed had not renamed yet."""
-        for folder in ("", "checkpoints"):
+        for folder in ("", "checkpoints", JUDGED):
             system, path = self._place(folder)
             for info in _info(system, path, inside=True):
                 if ASIDE.fullmatch(info.base_name):

@@ -128,8 +128,12 @@ def test_resume_from_elsewhere(
     assert not list(other.iterdir())
 
 
-def test_resume_of_a_finished_run(metadist: Callable[..., Any], job: str, tmp_path: Path) -> None:
+def test_resume_of_a_finished_run(
+    metadist: Callable[..., Any], job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metadist.training.judged.SECONDS", 0.0)
     first = metadist("train", job, "--storage", str(tmp_path / "runs"), "--json")
+    assert not Path(first.result["run_dir"], "judged").exists(), "what was kept of the tests is in the summary now"
     again = metadist("train", "--resume", first.result["run_dir"], "--json")
     assert again.code == 0, again.err
     for key in ("step", "params_sha256", "test", "valid", "tested_step"):
