@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class FakeWorker:
         self._classes = _bare_classes()
         self._sums = {name: np.full(shape, 1e-3, np.float32) for name, shape in chores.shapes.items()}
         self._seconds = 0.0
+        self._spend: Callable[[float], None] = time.sleep
 
     def lacks_store(self) -> bool:
         """A fake worker needs no data."""
@@ -49,18 +51,28 @@ class FakeWorker:
 
     def sleep(self, seconds: float) -> None:
         """How long every chunk takes from now on."""
-        self._seconds = seconds
+        self._seconds, self._spend = seconds, time.sleep
+
+    def compute(self, seconds: float) -> None:
+        """How much time of its core every chunk takes from now on."""
+        self._seconds, self._spend = seconds, _compute
 
     def run(self, work: Any, published: Any) -> tuple[Any, Any]:
-        """Copy the version, as a worker does, sleep, and return the sums and the report of a chunk."""
+        """Copy the version, as a worker does, spend the time, and return the sums and the report of a chunk."""
         began = time.perf_counter()
         for array in published.parameters.values():
             array.copy()
-        time.sleep(self._seconds)
+        self._spend(self._seconds)
         payload = _filled(self._classes["Payload"], key=work.key, gradient=self._sums, statistics={}, tasks=1)
         seconds = time.perf_counter() - began
         scalars = {"tasks": 1, "loss": 0.0, "correct": 0, "rows": 1, "finite": True, "seconds": seconds}
         return payload, _filled(self._classes["ChunkReport"], key=work.key, **scalars)
+
+
+def _compute(seconds: float) -> None:
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        sum(range(10_000))
 
 
 def _bare_classes() -> dict[str, type]:

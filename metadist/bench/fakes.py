@@ -53,10 +53,17 @@ class FakePool(RayPool):
 
     def sleep(self, seconds: float, of: int | None = None) -> None:
         """How long chunks take from now on: those of the first so many workers, or all."""
+        self._tell("sleep", seconds, of)
+
+    def compute(self, seconds: float) -> None:
+        """How much time of its core each chunk takes from now on."""
+        self._tell("compute", seconds)
+
+    def _tell(self, call: str, seconds: float, of: int | None = None) -> None:
         import ray
 
         members = list(self._members.values())[:of]
-        ray.get([member.actor.sleep.remote(seconds) for member in members], timeout=DEADLINE)
+        ray.get([getattr(member.actor, call).remote(seconds) for member in members], timeout=DEADLINE)
 
     def private_megabytes(self) -> float:
         """Memory of its own that a worker has, in 10⁶ bytes; the mean of all."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -20,8 +21,8 @@ from metadist.bench.cases import JOB_CHUNK, Case, build_learner, build_setting, 
 from metadist.bench.fakes import FakePool
 from metadist.bench.line import DEADLINE, Line, about_machine, new_dispatcher, ray_line, start_line
 from metadist.bench.model import Load, Rim, predict
-from metadist.bench.plan import chunk_seconds, measure_rim, ready_server
-from metadist.bench.ready import RUN, STEPS, count_values, ready_experiment, shapes_of
+from metadist.bench.plan import RIM_STEPS, chunk_seconds, measure_rim, ready_server
+from metadist.bench.ready import RUN, STEPS, Shapes, count_values, ready_experiment, shapes_of
 from metadist.bench.timing import Rate, check_rounds, ratio
 from metadist.distributed.session import ray_session
 from metadist.errors import UserError
@@ -132,7 +133,9 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
     experiment = case_experiment(case.name)
     strategy = choose_strategy(experiment.learner, CPU)[0]
     shapes = {name: tuple(value.shape) for name, value in experiment.initial().parameters.items()}
-    rim, seconds, crowded = measure_rim(shapes), chunk_seconds(experiment, CPU), crowded_seconds(case.name)
+    rim, seconds = measure_rim(shapes), chunk_seconds(experiment, CPU)
+    load = Load(experiment.rule.chunks, seconds, TASKS, 4 * count_values(shapes), cores=os.cpu_count())
+    load = replace(load, crowded=crowded_seconds(case.name) + rim_seconds(shapes, rim, load))
     rates: dict[str, list[float]] = {}
     added: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -146,8 +149,7 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
                 took, computed = _round(line, steps)
                 rates.setdefault(name, []).append(steps * TASKS / took)
                 added.setdefault(name, []).append(1 - computed / (line.workers * took))
-    rule, one = experiment.rule, rates.get(_name(1))
-    load = Load(rule.chunks, seconds, TASKS, 4 * count_values(shapes), cores=os.cpu_count(), crowded=crowded)
+    one = rates.get(_name(1))
     results = [ScalingResult(case.name, "in process", Rate.of(rates["in process"]), 1.0)]
     for count in workers:
         each = rates[_name(count)]
@@ -190,6 +192,25 @@ def _beside_others(name: str) -> float:
     experiment = case_experiment(name)
     _start.wait(DEADLINE)
     return chunk_seconds(experiment, CPU)
+
+
+def rim_seconds(shapes: Shapes, rim: Rim, load: Load) -> float:
+    """What driver, server and Ray take of the cores, in seconds a chunk, while workers compute on all of them.
+
+    Measured with workers that keep their cores busy for as long as a chunk takes, in processor time.
+    """
+    cores = load.cores or 1
+    pool = FakePool(shapes)
+    try:
+        dispatcher = new_dispatcher(pool)
+        pool.grow(dispatcher, cores)
+        pool.compute(load.chunk_seconds)
+        with ready_server(shapes, load.chunks) as server:
+            line = start_line(ready_experiment(shapes, load.chunks), dispatcher, server, cores, "loop")
+            step = statistics.median(record.seconds for record in line.take(RIM_STEPS))
+    finally:
+        pool.close()
+    return max(0.0, step - predict(rim, load, cores).seconds) / math.ceil(load.chunks / cores)
 
 
 def _name(workers: int) -> str:
@@ -246,7 +267,7 @@ def measure_fakes(
 
 
 def _fake_result(
-    rim: Rim, shapes: dict[str, tuple[int, ...]], workers: int, sleep: float, rounds: Sequence[float], megabytes: float
+    rim: Rim, shapes: Shapes, workers: int, sleep: float, rounds: Sequence[float], megabytes: float
 ) -> FakeResult:
     load = Load(workers, sleep, workers, 4 * count_values(shapes))
     predicted, step = predict(rim, load, workers).seconds, statistics.median(rounds)
