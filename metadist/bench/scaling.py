@@ -133,9 +133,10 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
     experiment = case_experiment(case.name)
     strategy = choose_strategy(experiment.learner, CPU)[0]
     shapes = {name: tuple(value.shape) for name, value in experiment.initial().parameters.items()}
-    rim, seconds = measure_rim(shapes), chunk_seconds(experiment, CPU)
-    load = Load(experiment.rule.chunks, seconds, TASKS, 4 * count_values(shapes), cores=os.cpu_count())
-    load = replace(load, crowded=crowded_seconds(case.name) + rim_seconds(shapes, rim, load))
+    rim, alone = measure_rim(shapes), chunk_seconds(experiment, CPU)
+    load = Load(experiment.rule.chunks, alone, TASKS, 4 * count_values(shapes), cores=os.cpu_count())
+    slower = (crowded_seconds(case.name) + rim_seconds(shapes, rim, load)) / alone
+    loads: list[Load] = []
     rates: dict[str, list[float]] = {}
     added: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -145,6 +146,9 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
             build = functools.partial(case_experiment, case.name)
             lines[_name(count)] = stack.enter_context(ray_line(build, count, strategy))
         for _ in range(repeats):
+            # A machine is faster at times: what the prediction starts from is measured in each round, too.
+            alone = chunk_seconds(experiment, CPU)
+            loads.append(replace(load, chunk_seconds=alone, crowded=slower * alone))
             for name, line in lines.items():
                 took, computed = _round(line, steps)
                 rates.setdefault(name, []).append(steps * TASKS / took)
@@ -153,7 +157,7 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
     results = [ScalingResult(case.name, "in process", Rate.of(rates["in process"]), 1.0)]
     for count in workers:
         each = rates[_name(count)]
-        predicted = TASKS / predict(rim, load, count).seconds
+        predicted = [TASKS / predict(rim, load, count).seconds for load in loads]
         results.append(
             ScalingResult(
                 case=case.name,
@@ -162,8 +166,8 @@ def _measure_case(case: Case, workers: Sequence[int], steps: int, repeats: int) 
                 over_inprocess=ratio(each, rates["in process"]),
                 over_one=None if one is None else ratio(each, one),
                 added=statistics.median(added[_name(count)]),
-                predicted=predicted,
-                off=predicted / statistics.median(each) - 1,
+                predicted=statistics.median(predicted),
+                off=ratio(predicted, each) - 1,
             )
         )
     return results
