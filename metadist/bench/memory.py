@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -38,7 +38,7 @@ TIMES = 3
 TIMEOUT = 600.0
 
 #: strategies that take steps again
-REMAT: tuple[Strategy, ...] = ("loop", "vectorized")
+REMAT: tuple[Strategy, ...] = get_args(Strategy)
 
 STATUS = Path("/proc/self/status")
 

@@ -12,6 +12,7 @@ for layers, but refuses `torch.func.grad`.)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from metadist.learners.gradient import Parameters, functional_gradients, uses_functional_gradients
+from metadist.models.operations import operations
 from metadist.tasks import Examples
 
 #: an inner step: weights before it, the weights at the start and the support set in; weights after it out
@@ -41,7 +43,9 @@ def rematerialized(step: Step) -> Step:
             stepped = step(at, dict(zip(start, values[count:], strict=True)), Examples(x, y, support.ways))
             return tuple(stepped[name] for name in names)
 
-        pullback = _vectorizable_pullback if uses_functional_gradients() else _pullback
+        pullback = _pullback
+        if uses_functional_gradients():
+            pullback = functools.partial(_vectorizable_pullback, operations() == "folded")
         tensors = (support.x, support.y, *weights.values(), *start.values())
         return dict(zip(names, _Rematerialized.apply(flat, pullback, *tensors), strict=True))
 
@@ -76,10 +80,10 @@ def _pullback(step: Callable[..., Any], values: list[Tensor], cotangents: tuple[
 
 
 def _vectorizable_pullback(
-    step: Callable[..., Any], values: list[Tensor], cotangents: tuple[Tensor, ...]
+    folded: bool, step: Callable[..., Any], values: list[Tensor], cotangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """The same by `torch.func`, for many tasks at once."""
-    with functional_gradients():  # autograd may run this in a thread of the device's own, where it is not set
+    with functional_gradients(folded):  # autograd may run this in a thread of the device's own, where it is not set
         pull = torch.func.vjp(step, *values)[1]
         pulled: tuple[Tensor, ...] = pull(cotangents)
     return pulled

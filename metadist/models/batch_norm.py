@@ -11,6 +11,7 @@ functions of x; B is its own transpose, so that the same kernel gives γ B(h) wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,9 +58,8 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, axes: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
-        tasks = info.batch_size
-        one = fold(x, axes[0], tasks), stack(weight, axes[1], tasks), stack(bias, axes[2], tasks)
-        return _apart(_Normalize.apply(*one, eps), tasks)
+        one = _together((x, weight, bias), axes, info.batch_size)
+        return _apart(_Normalize.apply(*one, eps), info.batch_size)
 
 
 class _Gradient(torch.autograd.Function):
@@ -76,12 +76,33 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, h: Tensor, u: Tensor, v: Tensor) -> Any:
-        g, x, weight, mean, scale, by_weight, by_bias = ctx.saved_tensors
-        if torch.is_grad_enabled() and any(part.requires_grad for part in (h, u, v, g, x, weight)):
-            # μ and ρ are constants below. (`once_differentiable` does not keep `torch.autograd.grad` from going on.)
-            raise RuntimeError("a third derivative of this batch normalisation is not there")
+        return *_SecondGradient.apply(h, u, v, *ctx.saved_tensors, ctx.eps), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, axes: Any, *inputs: Any) -> Any:
+        one = _together(inputs[:-1], axes, info.batch_size)
+        return _apart(_Gradient.apply(*one, inputs[-1]), info.batch_size)
+
+
+class _SecondGradient(torch.autograd.Function):
+    """Derivatives by g, x and γ, of (h, u, v) and what `_Gradient` had and gave."""
+
+    @staticmethod
+    def forward(
+        h: Tensor,
+        u: Tensor,
+        v: Tensor,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        by_weight: Tensor,
+        by_bias: Tensor,
+        eps: float,
+    ) -> Any:
         count = x.numel() // x.shape[1]
-        by_gradient, p, q = _kernel(h, x, weight, mean, scale, ctx.eps)
+        by_gradient, p, q = _kernel(h, x, weight, mean, scale, eps)
         inner = (h * g).sum((0, 2, 3), dtype=scale.dtype)  # [channels], as all that follows but the last few lines
         by_gamma = scale * (inner - (q * by_bias + p * by_weight) / count)
         # ∂/∂n is a h + b g; through B, and ρ's own part, that is c h + d g + e x + f.
@@ -90,20 +111,31 @@ class _Gradient(torch.autograd.Function):
         f = -scale * (a * q + b * by_bias) / count - e * mean
         by_x = _affine(_affine(_affine(f, x, e), h, scale * a), g, scale * b)
         shift = _affine(v - u * scale * mean, x, u * scale)
-        return by_gradient + shift, by_x, by_gamma, None, None, None
+        return by_gradient + shift, by_x, by_gamma
 
     @staticmethod
-    def vmap(info: Any, axes: Any, gradient: Tensor, x: Tensor, *rest: Any) -> Any:
-        tasks = info.batch_size
-        channels = (stack(part, axis, tasks) for part, axis in zip(rest[:-1], axes[2:], strict=False))
-        one = fold(gradient, axes[0], tasks), fold(x, axes[1], tasks), *channels
-        return _apart(_Gradient.apply(*one, rest[-1]), tasks)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError("a third derivative of this batch normalisation is not there")
+
+    @staticmethod
+    def vmap(info: Any, axes: Any, *inputs: Any) -> Any:
+        one = _together(inputs[:-1], axes, info.batch_size)
+        return _apart(_SecondGradient.apply(*one, inputs[-1]), info.batch_size)
 
 
-def _apart(folded: Any, tasks: int) -> Any:
-    """A folded tensor and two stacked ones, by task."""
-    x, first, second = folded
-    return (x.unflatten(1, (tasks, -1)), first.unflatten(0, (tasks, -1)), second.unflatten(0, (tasks, -1))), (1, 0, 0)
+def _together(parts: Sequence[Tensor], axes: Sequence[int | None], tasks: int) -> Iterator[Tensor]:
+    """Of all tasks: images [n, channels, height, width] folded, and what is by channel stacked."""
+    return ((fold if part.dim() >= 4 else stack)(part, axis, tasks) for part, axis in zip(parts, axes, strict=False))
+
+
+def _apart(parts: Sequence[Tensor], tasks: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The same by task again, and the dimension of the tasks in each."""
+    axes = tuple(1 if part.dim() == 4 else 0 for part in parts)
+    return tuple(torch.unflatten(part, axis, (tasks, -1)) for part, axis in zip(parts, axes, strict=True)), axes
 
 
 def _affine(shift: Tensor, x: Tensor, factor: Tensor) -> Tensor:

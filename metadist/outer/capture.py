@@ -36,10 +36,13 @@ _programs: WeakKeyDictionary[Learner, dict[Any, Program]] = WeakKeyDictionary()
 
 
 def pieces(learner: Learner, batch: Task) -> Iterator[Task]:
-    """A batch in pieces of one size, the largest that divides it and fits a core's caches."""
+    """A batch in pieces of one size, the largest that divides it and fits a core's caches.
+
+    They are half as large where inner steps are taken again, which is for memory, and costs no time.
+    """
     count = batch.query.x.shape[0]
-    most = fitting(learner, max(part.x.shape[1] for part in batch))
-    size = max(size for size in range(1, count + 1) if count % size == 0 and size <= most)
+    most = fitting(learner, max(part.x.shape[1] for part in batch)) // (2 if learner.remat else 1)
+    size = max(size for size in range(1, count + 1) if count % size == 0 and size <= max(1, most))
     for first in range(0, count, size):
         yield run_of(batch, slice(first, first + size))
 

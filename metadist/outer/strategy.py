@@ -48,7 +48,7 @@ def choose_strategy(learner: Learner, device: torch.device) -> tuple[Strategy, s
         return "vectorized", f"all tasks of a chunk at once on {device.type}"
     # The learner, and its operations with it, with the step.
     changes = type(learner).at is not Learner.at and not learner.few_stages
-    if not (learner.remat or changes or learner.train_steps + learner.part_steps > CAPTURED_STEPS):
+    if not changes and learner.train_steps + learner.part_steps <= CAPTURED_STEPS:
         return "captured", "as many tasks at once as fit a core's caches, by operations that are written down once"
     if not getattr(learner.network.module, "vectorizes", True):
         return (
