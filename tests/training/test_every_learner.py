@@ -16,11 +16,14 @@ from metadist.learners import LEARNERS, plain_meta
 from metadist.outer import Experiment, check_strategy, compute_meta_gradient
 
 MODEL = {"kind": "mlp", "hidden": [6], "norm": "support"}
-RUN = {"path": "run", "job": {"tasks": {"kind": "linear"}, "model": MODEL, "learner": {"kind": "maml"}}}
+RUN = {
+    "path": "run",
+    "job": {"tasks": {"kind": "linear"}, "model": MODEL, "learner": {"kind": "maml", "eval_steps": 1}},
+}
 #: what learners must be told
 SETTINGS: dict[str, dict[str, Any]] = {
     "distill": {"teacher": RUN, "student": {"kind": "maml", "inner_lr": 0.1}},
-    "fusion": {"experts": [RUN, RUN]},
+    "fusion": {"experts": [RUN, RUN], "folds": 2},
 }
 TRAINED = [kind for kind, learner in LEARNERS.items() if learner.meta_trains]
 

@@ -64,7 +64,7 @@ def growth(made: Experiment, strategy: Strategy) -> tuple[int, int]:
 
 
 def small(kind: str) -> Experiment:
-    tasks = {"kind": "linear", "shots": 2, "query": 3, "batch": 4, "chunk": 4}
+    tasks = {"kind": "linear", "shots": 2, "query": 2, "batch": 2, "chunk": 2}
     steps = 2 * (WARM + STEPS)  # more than are taken: versions after a run's last step would be averaged
     return experiment(kind, steps=steps, tasks=tasks)
 

@@ -56,6 +56,7 @@ def steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with(
     ray: Any,
     driver: subprocess.Popen[bytes],
@@ -118,3 +119,9 @@ def test_interrupted_at_the_keyboard(
     assert [trial["state"] for trial in record["trials"]][:2] == ["finished", "unfinished"]
     assert {run.info.status for run in runs(f"sqlite:///{tmp_path}/mlflow.db").all} == {"FINISHED", "KILLED"}
     assert (folder / "best.yaml").exists()
+
+
+def test_resuming_what_is_no_sweep(tmp_path: Path, metadist: Callable[..., Any]) -> None:
+    ended = metadist("tune", "--resume", str(tmp_path))
+    assert ended.code == 2
+    assert "sweep.json" in ended.err

@@ -341,9 +341,3 @@ def test_nothing_is_written_for_a_sweep_that_cannot_be(write: Write, metadist: C
     assert "tune.initial.0" in ended.err
     assert "Traceback" not in ended.err
     assert not (job.parent / "runs").exists()
-
-
-def test_resuming_what_is_no_sweep(tmp_path: Path, metadist: Callable[..., Any]) -> None:
-    ended = metadist("tune", "--resume", str(tmp_path))
-    assert ended.code == 2
-    assert "sweep.json" in ended.err
