@@ -7,8 +7,8 @@ A synchronous step of K chunks on W workers, each chunk c seconds of computing:
 - Workers take chunks as they get free, so the last of them has ceil(K / W), one a round. w is what a worker does about
   a chunk beside computing it: it copies the version, sends the sums and is given the next chunk. On workers that share
   the cores of one machine, a round of n chunks takes max(1, n / cores) times as long, and c grows with the cores that
-  are at work, from that of one worker alone to that of all cores at once (they share caches and memory, and
-  driver, server and Ray want their part).
+  are at work, from that of one worker alone to that of all cores at once (they share caches and memory,
+  and driver, server and Ray want their part).
 - When the last chunk is there, the one server adds all K sums, takes the outer step and publishes; nobody computes
   meanwhile. s is the part of that which every step has, p the part that every chunk adds: its sums read and added,
   its report received, its successor given out. These grow with the number of parameters and are measured at the job's.
