@@ -12,7 +12,9 @@ import numpy as np
 from metadist.paper.rows import Published, Row, Setting, read_table
 from metadist.paper.summary import RunSummary, read_summary
 from metadist.training.comparison import TaskSet, differing, paired
+from metadist.training.cost import OWN
 from metadist.training.evaluation import mean_and_ci95
+from metadist.training.report import difference_in_words
 from metadist.training.run_folder import RunFolder
 
 #: the page, in the table's folder
@@ -237,8 +239,10 @@ def _beside(run: RunSummary) -> Iterable[str]:
 def _part_in_words(part: Mapping[str, float | None]) -> str:
     words = f"{part['parameters']:,} parameters, {part['milliseconds']:.1f} ms a task"
     if part.get("accuracy") is not None:
-        return f"{words}, {100 * (part['accuracy'] or 0.0):.2f} %"
-    return words if part.get("loss") is None else f"{words}, error {part['loss']:.4f}"
+        words += f", {100 * (part['accuracy'] or 0.0):.2f} %"
+    elif part.get("loss") is not None:
+        words += f", error {part['loss']:.4f}"
+    return words + (f" ({OWN} less this: {difference_in_words(part)})" if "difference" in part else "")
 
 
 def _table(heads: Sequence[str], states: Sequence[RowState], cells: Callable[[RowState], list[str]]) -> list[str]:

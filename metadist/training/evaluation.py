@@ -89,7 +89,9 @@ class Evaluation:
         by_sight: of tasks without a support set, the accuracy when a class is seen for the first, the second, … time.
         per_task: correct query rows of each task after the last step; for regression, its loss.
         from_scratch_per_task: the same for the random start.
-        beside: accuracy, ci95 and loss of what is beside the learner (`Learner.beside`) on the same tasks, by name.
+        beside: of what is beside the learner (`Learner.beside`), judged on the same tasks, by name: accuracy, ci95 and
+            loss; and the learner's accuracy (loss for regression) less the part's, paired task by task, as
+            difference and difference_ci95.
         figures: means over the tasks of what adapted learners say of themselves (`Learner.figures`).
     """
 
@@ -185,20 +187,29 @@ def evaluate(
         loss=last["loss"],
         per_step=curve,
         per_task=_last(scores, classifies),
-        beside={part: _score(dispatcher, plan.works(strategy, False, True, part), version, judged) for part in beside},
+        beside={
+            part: _beside(scores, _scores(dispatcher, plan.works(strategy, False, True, part), version, judged))
+            for part in beside
+        },
         figures={name: float(np.mean(values)) for name, values in scores.figures.items()},
         **extra,
     )
 
 
-def _score(
-    dispatcher: Dispatcher, works: Sequence[EvaluationWork], version: Ref, judged: JudgedTasks | None
-) -> dict[str, float | None]:
-    """What is beside a learner, judged after its last step."""
-    scores = _scores(dispatcher, works, version, judged)
-    (last,) = _curve(scores, bool(scores.predictions.size))
-    measure = "accuracy" if "accuracy" in last else "loss"
-    return {"accuracy": last.get("accuracy"), "ci95": last[f"{measure}_ci95"], "loss": last["loss"]}
+def _beside(learner: TaskScores, part: TaskScores) -> dict[str, float | None]:
+    """What is beside a learner, both judged after their last step."""
+    classifies = bool(part.predictions.size)
+    (last,) = _curve(part, classifies)
+    rows = part.labels.shape[1] if classifies else 1
+    apart = np.subtract(_last(learner, classifies), _last(part, classifies)) / rows
+    difference, difference_ci95 = mean_and_ci95(apart)
+    return {
+        "accuracy": last.get("accuracy"),
+        "ci95": last["accuracy_ci95" if classifies else "loss_ci95"],
+        "loss": last["loss"],
+        "difference": difference,
+        "difference_ci95": difference_ci95,
+    }
 
 
 def _scores(

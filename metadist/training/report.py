@@ -113,12 +113,14 @@ def _parts(test: Evaluation, costs: Mapping[str, Mapping[str, float]]) -> list[s
     """A learner beside its parts on the same tasks, if it has any: size, speed, score; and what it says of itself."""
     lines: list[str] = []
     if test.beside:
-        lines += ["", f"| {test.name} | parameters | ms a task | result |", "| --- | --- | --- | --- |"]
+        heads = f"| {test.name} | parameters | ms a task | result | {OWN} less this, paired |"
+        lines += ["", heads, "| --- | --- | --- | --- | --- |"]
         own = {"accuracy": test.accuracy, "ci95": test.ci95, "loss": test.loss}
         for name, score in {OWN: own, **test.beside}.items():
             cost = costs[name]
             result = _in_words(score["accuracy"], score["loss"], score["ci95"])
-            lines.append(f"| {name} | {cost['parameters']:,} | {cost['milliseconds']:.2f} | {result} |")
+            apart = difference_in_words(score) if "difference" in score else ""
+            lines.append(f"| {name} | {cost['parameters']:,} | {cost['milliseconds']:.2f} | {result} | {apart} |")
     if test.figures:
         lines += ["", f"Means over {test.name}: " + ", ".join(f"{n} {v:.3f}" for n, v in test.figures.items())]
     return lines
@@ -139,6 +141,16 @@ def _in_words(accuracy: float | None, loss: float | None, ci95: float | None) ->
     if accuracy is None:
         return f"mean squared error {loss:.4f} ± {ci95:.4f}"
     return f"{100 * accuracy:.2f} ± {100 * (ci95 or 0.0):.2f} %"
+
+
+def difference_in_words(part: Mapping[str, float | None]) -> str:
+    """How far a learner is from what is beside it (`Evaluation.beside`): points of accuracy, or error."""
+    difference, half = part["difference"] or 0.0, part["difference_ci95"] or 0.0
+    if not np.isfinite(difference):
+        return "diverged"
+    if part["accuracy"] is None:
+        return f"{difference:+.4f} ± {half:.4f}"
+    return f"{100 * difference:+.2f} ± {100 * half:.2f}"
 
 
 def scratch_in_words(test: Evaluation) -> str:

@@ -212,7 +212,8 @@ def test_a_row_that_takes_another_ones_run(metadist: Callable[..., Any], table: 
     assert {name: part["parameters"] for name, part in content["beside"].items()} == {"learner": 13, "teacher": 25}
     page = (table / "RESULTS.md").read_text()
     assert "learner: 13 parameters, " in page
-    assert f" ms a task, error {alone:.4f}." in page
+    difference = content["beside"]["teacher"]["difference"]
+    assert f" ms a task, error {alone:.4f} (learner less this: {difference:+.4f} ± " in page
     assert states(metadist)["waves/b"]["state"] == "done"
     before = table / "waves" / "a.yaml"
     before.write_text(before.read_text().replace("steps: 4", "steps: 5"))

@@ -16,6 +16,7 @@ from metadist.config import Job, build_experiment, identity
 from metadist.distributed.evaluate import EvaluationRequest, evaluate_run
 from metadist.distributed.run import RunOptions, open_run, resume_run, with_parts
 from metadist.testing.observers import Notes
+from metadist.training.comparison import paired
 from metadist.training.start_values import read_start
 from tests.distributed import test_init_from
 
@@ -63,13 +64,19 @@ def test_the_run_does_not_need_its_teacher_any_more(tmp_path: Path, teacher: Pat
 
 def test_the_report_shows_both(tmp_path: Path, teacher: Path) -> None:
     summary = run(tmp_path, "run", test=True, learner=distilled(str(teacher)))
-    alone = evaluate_run(str(teacher), EvaluationRequest(), Notes(), RunOptions())["test"]
-    assert summary["test"]["beside"] == {"teacher": {key: alone[key] for key in ("accuracy", "ci95", "loss")}}
+    ours, theirs = (
+        evaluate_run(str(folder), EvaluationRequest(), Notes(), RunOptions()) for folder in (tmp_path / "run", teacher)
+    )
+    alone, apart = theirs["test"], paired(ours["scores"].values, theirs["scores"].values)
+    expected = {key: alone[key] for key in ("accuracy", "ci95", "loss")}
+    expected |= {"difference": apart.mean, "difference_ci95": apart.ci95}
+    assert summary["test"]["beside"]["teacher"] == pytest.approx(expected, rel=1e-13)
     costs = summary["costs"]
     assert (costs["learner"]["parameters"], costs["teacher"]["parameters"]) == (12 + 10, 24 + 72 + 18)
     assert costs["learner"]["milliseconds"] > 0
     page = (tmp_path / "run" / "report.md").read_text()
     assert f"| teacher | 114 | {costs['teacher']['milliseconds']:.2f} | {100 * alone['accuracy']:.2f} ±" in page
+    assert f" % | {100 * apart.mean:+.2f} ± {100 * apart.ci95:.2f} |" in page
 
 
 def test_path_is_placement_and_content_is_identity(tmp_path: Path, teacher: Path) -> None:
