@@ -168,10 +168,10 @@ def _judge(row: Row, folder: RunFolder, query: int, options: _Options) -> dict[s
     from metadist.distributed.evaluate import EvaluationRequest, evaluate_run
     from metadist.distributed.run import RunOptions
 
-    request = EvaluationRequest(query=query)
+    request = EvaluationRequest(query=query, last_only=True)
     if (judged := row.config.judged) is not None:
         data = (options.data or judged.data) if judged.data is not None else None
-        request = EvaluationRequest(query=query, data=data, norm=judged.norm, overrides=judged.set)
+        request = replace(request, data=data, norm=judged.norm, overrides=judged.set)
     with Display(0, 0) as display, image_progress() as progress:
         display.say(f"judging {folder.location} with {query} query examples")
         return evaluate_run(folder.location, request, display, RunOptions(options.address, data_progress=progress))

@@ -34,6 +34,7 @@ class EvaluationRequest:
     Attributes:
         data: another source of images, all of whose classes are the test classes unless `overrides` say which.
         overrides: `dotted.key=value` settings of the job, for example `data.invert=false`.
+        last_only: judge after the last step only, which is cheaper.
     """
 
     split: Split = "test"
@@ -45,6 +46,7 @@ class EvaluationRequest:
     norm: str | None = None
     data: str | None = None
     overrides: Sequence[str] = ()
+    last_only: bool = False
 
 
 def evaluate_run(location: str, request: EvaluationRequest, display: Observer, options: RunOptions) -> dict[str, Any]:
@@ -78,7 +80,15 @@ def evaluate_run(location: str, request: EvaluationRequest, display: Observer, o
         assert isinstance(check, StrategyCheck)
         beside = experiment.learner.beside()
         result = evaluate(
-            dispatcher, plan, check.strategy, published, True, True, beside=beside, progress=display.testing
+            dispatcher,
+            plan,
+            check.strategy,
+            published,
+            with_scratch=True,
+            with_classes=True,
+            last_only=request.last_only,
+            beside=beside,
+            progress=display.testing,
         )
     return {
         "run_dir": folder.location,

@@ -105,6 +105,9 @@ def test_what_no_step_changes_stays_and_is_kept_once(tmp_path: Path, trained: Pa
     assert newest(tmp_path / "half").keys() == {"head.weight", "head.bias"}
     judged = evaluate_run(str(tmp_path / "half"), EvaluationRequest(), notes, RunOptions())
     assert judged["test"]["per_step"] == whole["test"]["per_step"]
+    last = evaluate_run(str(tmp_path / "half"), EvaluationRequest(last_only=True), notes, RunOptions())
+    assert last["test"]["per_step"] == judged["test"]["per_step"][-1:]
+    assert last["scores"] == judged["scores"]
     # A third run takes both parts.
     run(tmp_path, "third", init_from=str(tmp_path / "half"), optimizer={"lr": 0.0}, steps=1)
     assert newest(tmp_path / "third").keys() == before.keys()
