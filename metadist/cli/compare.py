@@ -13,8 +13,8 @@ from metadist.cli.runs import STORAGE, TRACKING, find_run
 from metadist.cli.train import json_line
 from metadist.errors import UserError
 from metadist.reading import MOST_JSON, parse_json, read_bounded
-from metadist.training.comparison import SCORES, TaskSet, check_comparable, paired, parse_scores
-from metadist.training.evaluation import mean_and_ci95
+from metadist.training.comparison import SCORES, TaskSet, check_comparable, parse_scores
+from metadist.training.evaluation import mean_and_ci95, paired
 from metadist.training.run_folder import RunFolder
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from metadist.paper.rows import Published, Row, Setting, read_table
 from metadist.paper.summary import RunSummary, read_summary
-from metadist.training.comparison import TaskSet, differing, paired
+from metadist.training.comparison import TaskSet, differing
 from metadist.training.cost import OWN
-from metadist.training.evaluation import mean_and_ci95
-from metadist.training.report import difference_in_words
+from metadist.training.evaluation import mean_and_ci95, paired
+from metadist.training.report import difference_from, difference_in_words
 from metadist.training.run_folder import RunFolder
 
 #: the page, in the table's folder
@@ -242,7 +242,8 @@ def _part_in_words(part: Mapping[str, float | None]) -> str:
         words += f", {100 * (part['accuracy'] or 0.0):.2f} %"
     elif part.get("loss") is not None:
         words += f", error {part['loss']:.4f}"
-    return words + (f" ({OWN} less this: {difference_in_words(part)})" if "difference" in part else "")
+    apart = difference_from(part)
+    return f"{words} ({OWN} less this: {apart})" if apart else words
 
 
 def _table(heads: Sequence[str], states: Sequence[RowState], cells: Callable[[RowState], list[str]]) -> list[str]:
@@ -261,8 +262,8 @@ def _seeds(state: RowState) -> str:
     return ", ".join(str(run.seed) for run in state.runs)
 
 
-def _number(value: float, test: TaskSet, sign: str = "") -> str:
-    return f"{100 * value:{sign}.2f}" if test.rows else f"{value:{sign}.4f}"
+def _number(value: float, test: TaskSet) -> str:
+    return f"{100 * value:.2f}" if test.rows else f"{value:.4f}"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -284,9 +285,7 @@ def _figure(judged: Judged | None) -> str:
 
 def _difference(judged: Judged, values: np.ndarray) -> str:
     found = paired(judged.values, values)
-    if not np.isfinite(found.mean):
-        return "diverged"
-    shown = f"{_number(found.mean, judged.first, '+')} ± {_number(found.ci95, judged.first)}"
+    shown = difference_in_words(found, bool(judged.first.rows))
     return f"**{shown}**" if found.excludes_zero else shown
 
 

@@ -1,4 +1,4 @@
-"""Scores of single tasks, and paired differences between runs that were judged on the same ones.
+"""Scores of single tasks, and which runs can be compared by them: those that were judged on the same tasks.
 
 Tasks differ more than learners do: on one set of tasks the differences of two runs, task by task, have a much
 narrower interval than the runs' own.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from metadist.errors import UserError
-from metadist.training.evaluation import Evaluation, mean_and_ci95
+from metadist.training.evaluation import Evaluation
 
 #: file of a run's folder with what its final evaluations scored on each task
 SCORES = "test-scores.json"
@@ -59,19 +59,6 @@ class TaskSet:
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The mean over tasks of a paired difference, with half the width of its 95 % interval (Student's t)."""
-
-    mean: float
-    ci95: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return abs(self.mean) > self.ci95
 
 
 def task_set(evaluation: Evaluation, identity: Mapping[str, Any]) -> TaskSet:
@@ -138,8 +125,3 @@ def differing(one: TaskSet, other: TaskSet) -> list[str]:
     """Names of the fields in which two protocols differ; the set's name only if nothing else says it."""
     keys = [key for key in {**one.protocol, **other.protocol} if one.protocol.get(key) != other.protocol.get(key)]
     return [key for key in keys if key != "set"] or keys
-
-
-def paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """The mean of `ours` − `theirs` over tasks; both [tasks], in the same order."""
-    return Difference(*mean_and_ci95(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)))

@@ -201,14 +201,13 @@ def _beside(learner: TaskScores, part: TaskScores) -> dict[str, float | None]:
     classifies = bool(part.predictions.size)
     (last,) = _curve(part, classifies)
     rows = part.labels.shape[1] if classifies else 1
-    apart = np.subtract(_last(learner, classifies), _last(part, classifies)) / rows
-    difference, difference_ci95 = mean_and_ci95(apart)
+    apart = paired(*(np.divide(_last(scores, classifies), rows) for scores in (learner, part)))
     return {
         "accuracy": last.get("accuracy"),
         "ci95": last["accuracy_ci95" if classifies else "loss_ci95"],
         "loss": last["loss"],
-        "difference": difference,
-        "difference_ci95": difference_ci95,
+        "difference": apart.mean,
+        "difference_ci95": apart.ci95,
     }
 
 
@@ -259,6 +258,24 @@ def _curve(scores: TaskScores, classifies: bool) -> list[dict[str, float]]:
             point |= {"accuracy": accuracy, "accuracy_ci95": accuracy_ci95}
         curve.append(point)
     return curve
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean over tasks of a paired difference, with half the width of its 95 % interval (Student's t)."""
+
+    mean: float
+    ci95: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return abs(self.mean) > self.ci95
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
+    """The mean of `ours` − `theirs` over tasks; both [tasks], in the same order."""
+    return Difference(*mean_and_ci95(np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)))
 
 
 def mean_and_ci95(values: np.ndarray) -> tuple[float, float]:

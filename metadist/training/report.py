@@ -14,7 +14,7 @@ from metadist.outer import Experiment
 from metadist.tasks import Episode, Examples, Task, take
 from metadist.tracking import MetricsFile, plots
 from metadist.training.cost import OWN
-from metadist.training.evaluation import Evaluation
+from metadist.training.evaluation import Difference, Evaluation
 
 CPU = torch.device("cpu")
 
@@ -119,7 +119,7 @@ def _parts(test: Evaluation, costs: Mapping[str, Mapping[str, float]]) -> list[s
         for name, score in {OWN: own, **test.beside}.items():
             cost = costs[name]
             result = _in_words(score["accuracy"], score["loss"], score["ci95"])
-            apart = difference_in_words(score) if "difference" in score else ""
+            apart = difference_from(score)
             lines.append(f"| {name} | {cost['parameters']:,} | {cost['milliseconds']:.2f} | {result} | {apart} |")
     if test.figures:
         lines += ["", f"Means over {test.name}: " + ", ".join(f"{n} {v:.3f}" for n, v in test.figures.items())]
@@ -143,14 +143,20 @@ def _in_words(accuracy: float | None, loss: float | None, ci95: float | None) ->
     return f"{100 * accuracy:.2f} ± {100 * (ci95 or 0.0):.2f} %"
 
 
-def difference_in_words(part: Mapping[str, float | None]) -> str:
-    """How far a learner is from what is beside it (`Evaluation.beside`): points of accuracy, or error."""
-    difference, half = part["difference"] or 0.0, part["difference_ci95"] or 0.0
-    if not np.isfinite(difference):
+def difference_in_words(found: Difference, accuracy: bool) -> str:
+    """A paired difference of accuracies, in points, or of errors."""
+    if not np.isfinite(found.mean):
         return "diverged"
-    if part["accuracy"] is None:
-        return f"{difference:+.4f} ± {half:.4f}"
-    return f"{100 * difference:+.2f} ± {100 * half:.2f}"
+    if accuracy:
+        return f"{100 * found.mean:+.2f} ± {100 * found.ci95:.2f}"
+    return f"{found.mean:+.4f} ± {found.ci95:.4f}"
+
+
+def difference_from(part: Mapping[str, float | None]) -> str:
+    """How far a learner is from what is beside it (`Evaluation.beside`), in words; nothing for the learner itself."""
+    if (mean := part.get("difference")) is None or (ci95 := part.get("difference_ci95")) is None:
+        return ""
+    return difference_in_words(Difference(mean, ci95), part["accuracy"] is not None)
 
 
 def scratch_in_words(test: Evaluation) -> str:

@@ -18,12 +18,11 @@ from metadist.training.comparison import (
     check_comparable,
     differing,
     dump_scores,
-    paired,
     parse_scores,
     task_set,
 )
 from metadist.training.dispatch import Dispatcher
-from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate
+from metadist.training.evaluation import Evaluation, EvaluationPlan, evaluate, paired
 from metadist.training.inprocess import Box, InProcessPool
 from metadist.training.machine import pick_device
 
