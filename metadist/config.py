@@ -31,6 +31,7 @@ from metadist.learners import (
     AnilConfig,
     BoilConfig,
     CaviaConfig,
+    ConditionedConfig,
     Distill,
     DistillConfig,
     FinetuneConfig,
@@ -62,6 +63,7 @@ from metadist.learners import (
     gated,
     learner_class,
     matches,
+    own_weights,
 )
 from metadist.models import (
     BaseModel,
@@ -395,6 +397,8 @@ class Job:
                 raise UserError("tasks.shots", 0, expected)
             if (norm := getattr(self.model, "norm", "none")) in ("support", "single"):
                 raise UserError("model.norm", norm, "batch, layer or none where tasks.shots is 0")
+            if (gates := getattr(self.model, "gates", None)) is not None:
+                raise UserError("model.gates", gates, "null where tasks.shots is 0: they are made of a support set")
         if embeds and self.tasks.loss == "mse":
             raise UserError(place, name, "a learner for regression tasks", "Use maml or reptile.")
         if embeds and self.tasks.loss != "cross_entropy":
@@ -820,12 +824,12 @@ def with_trained_runs(job: Job, runs: Mapping[str, TrainedRun]) -> Job:
 
 
 #: sections of a run's job that say what its tensors mean
-PART_SECTIONS = ("steps", "data", "tasks", "model", "learner")
+PART_SECTIONS = ("steps", "data", "tasks", "model", "learner", "freeze")
 
 
 def part_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a job that has a run as a part must know of that run's job, whose content this is."""
-    kept = {key: content[key] for key in PART_SECTIONS if key in content}
+    kept = {key: content[key] for key in PART_SECTIONS if content.get(key) not in (None, [])}
     return kept | {"data": {key: kept.get("data", {}).get(key) for key in ("size", "channels")}}
 
 
@@ -838,7 +842,7 @@ def _build_part(job: Job, distribution: TaskDistribution, name: str, run: Traine
             raise UserError(place, run.path, f"a run of tasks with {what} {here}, as this job's; there: {there}")
     if isinstance(theirs.model, TorchvisionConfig):
         theirs = replace(theirs, model=replace(theirs.model, weights=None))  # its tensors bring them
-    return TrainedPart(name, build_learner(replace(theirs, precision=job.precision), distribution))
+    return TrainedPart(name, build_learner(replace(theirs, precision=job.precision), distribution), theirs.freeze)
 
 
 def _job_of(run: TrainedRun, place: str) -> Job:
@@ -965,15 +969,20 @@ def _check_mode(job: Job, rule: OuterRule) -> None:
 
 
 def _check_adapt(job: Job, initial: Meta) -> None:
-    """Raise `UserError` where a pattern of `learner.adapt` matches no parameter, or nothing is left to adapt."""
-    patterns: list[str] | None = getattr(job.predictor, "adapt", None)
+    """Raise `UserError` where a pattern of `adapt` or `generate` matches no parameter, or nothing is left to adapt."""
+    config, place = job.predictor, job.predictor_place
+    patterns: list[str] | None = getattr(config, "adapt", None)
     if patterns is None:
         return
-    names, place = [pattern.removeprefix(NOT) for pattern in patterns], f"{job.predictor_place}.adapt"
-    check_patterns(place, names, initial.parameters | initial.still)
-    begun = initial.whole.parameters
+    everything, begun = initial.parameters | initial.still, initial.whole.parameters
+    if isinstance(config, ConditionedConfig):  # its generator adapts nothing of itself
+        everything, begun = own_weights(everything), own_weights(begun)
+        check_patterns(f"{place}.generate", [name.removeprefix(NOT) for name in config.generate], everything)
+        if not begun:
+            raise UserError("freeze", job.freeze, "patterns that leave some of the base model's parameters to adapt")
+    check_patterns(f"{place}.adapt", [name.removeprefix(NOT) for name in patterns], everything)
     if not adapting(begun, patterns):
-        raise UserError(place, patterns, f"patterns of some of {', '.join(begun)}")
+        raise UserError(f"{place}.adapt", patterns, f"patterns of some of {', '.join(begun)}")
 
 
 def evaluation_episode(job: Job) -> Episode:

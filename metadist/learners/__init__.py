@@ -9,8 +9,9 @@ from metadist.learners.distill import Distill, DistillConfig, LearnerSettings
 from metadist.learners.finetune import Finetune, FinetuneConfig
 from metadist.learners.fusion import Fusion, FusionConfig
 from metadist.learners.gates import gated
+from metadist.learners.generator import own_weights
 from metadist.learners.gradient import functional_gradients, inner_gradient
-from metadist.learners.hybrid import Hybrid, HybridConfig
+from metadist.learners.hybrid import ConditionedConfig, Hybrid, HybridConfig
 from metadist.learners.hypernetwork import Hypernetwork, HypernetworkConfig
 from metadist.learners.imaml import Imaml, ImamlConfig
 from metadist.learners.incontext import InContext, InContextConfig
@@ -36,6 +37,7 @@ __all__ = [
     "BoilConfig",
     "Cavia",
     "CaviaConfig",
+    "ConditionedConfig",
     "Distill",
     "DistillConfig",
     "Finetune",
@@ -86,5 +88,6 @@ __all__ = [
     "inner_gradient",
     "learner_class",
     "matches",
+    "own_weights",
     "plain_meta",
 ]

@@ -106,7 +106,9 @@ class Distill(Learner):
 
     def with_frozen(self, frozen: Parameters) -> Learner:
         own = {name: value for name, value in frozen.items() if not name.startswith(self.teacher.prefix)}
-        return self._with(self.student.with_frozen(own))
+        learner = self._with(self.student.with_frozen(own))
+        learner.teacher = self.teacher.with_frozen(frozen)
+        return learner
 
     def _with(self, student: Learner) -> Distill:
         learner = copy.copy(self)

@@ -17,12 +17,14 @@ The outer loss is the mixture's on the query set; no derivative is taken of the 
 Experts that have adapted to the support set fit it, whether they are right or not. So Lᵢ and fᵢ are of rows that an
 expert has not seen: the support set is cut into folds, and each expert predicts every fold after adapting to the rest.
 Where classes have one example each nothing can be left out: all tasks then have the weights that were learned. An
-expert may diverge on tasks that are not its own: an output above ten times the size of the support targets counts as
-an error of that size, and as 0 in the mixture.
+expert may diverge on tasks that are not its own. Of regression, an output above ten times the size of the support
+targets counts as an error of that size, and as 0 in the mixture; of classification, a row that is not finite says
+nothing about its classes.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -39,7 +41,7 @@ from metadist.tasks import Examples
 
 #: name of the free logits z₀ of the weights [experts]
 LOGITS = "logits"
-#: least relative error, and largest output of a class, that an expert is taken to have
+#: least relative error, and largest distance of a class from the likeliest, that an expert is taken to have
 TINY, LARGE = 1e-6, 1e4
 
 
@@ -68,7 +70,7 @@ class FusionConfig(OnTrainedRuns):
             raise UserError("experts", self.experts, "two runs at least")
         if not self.inner_lr > 0:
             raise UserError("inner_lr", self.inner_lr, "a number above 0")
-        for name, least in (("inner_steps", 0), ("eval_steps", 0), ("folds", 2), ("uniform", 0)):
+        for name, least in (("inner_steps", 0), ("eval_steps", 0), ("folds", 2), ("uniform", 0), ("agreement", 0)):
             if not getattr(self, name) >= least:
                 raise UserError(name, getattr(self, name), f"a number of at least {least}")
         if self.inner_lr * self.uniform > 1:
@@ -109,7 +111,9 @@ class Fusion(Learner):
         return [network for expert in self.experts for network in expert.networks()]
 
     def with_frozen(self, frozen: Parameters) -> Learner:
-        return self  # the experts take what is theirs themselves
+        fusion = copy.copy(self)
+        fusion.experts = [expert.with_frozen(frozen) for expert in self.experts]
+        return fusion
 
     def init(self, generator: Generator) -> Meta:
         frozen: Parameters = {}
@@ -146,10 +150,10 @@ class Fusion(Learner):
             known = support._replace(x=support.x[rest], y=support.y[rest])
             seen.append(torch.stack([expert.judge(meta, known, support.x[out]) for expert in self.experts]))
             order += out
-        y, bound = support.y[order], self._bound(support)
-        said = torch.cat(seen, 1)  # [experts, rows, outputs]
-        outputs = _sound(said, bound)
+        y, said = support.y[order], torch.cat(seen, 1)  # [experts, rows, outputs]
+        outputs = self._sound(said, support)
         if self.network.loss == "mse":
+            bound = _largest(support)
             size = y.square().mean() + TINY
             errors = torch.where(said.abs() <= bound, (outputs - y).square(), bound**2).mean((1, 2))
             apart = (outputs[:, None] - outputs[None]).square().mean((2, 3)) / size
@@ -158,15 +162,20 @@ class Fusion(Learner):
         shares = log_probabilities(outputs, self.network.loss).exp()
         return losses, (shares[:, None] - shares[None]).square().flatten(2).mean(-1)
 
-    def _bound(self, support: Examples) -> Tensor | float:
-        """The largest output that an expert is taken to mean, by output."""
-        return 10 * support.y.abs().amax(0) if self.network.loss == "mse" else LARGE
+    def _sound(self, outputs: Tensor, support: Examples) -> Tensor:
+        """Outputs of experts as finite numbers, 0 where one has diverged."""
+        if self.network.loss == "mse":
+            return torch.where(outputs.abs() <= _largest(support), outputs, 0.0)
+        outputs = torch.where(outputs.isfinite().all(-1, keepdim=True), outputs, 0.0)
+        if self.network.loss == "cross_entropy":
+            outputs = outputs - outputs.amax(-1, keepdim=True)  # which changes no probability
+        return outputs.clamp(-LARGE, LARGE)
 
     def predict(self, adapted: Mixture, x: Tensor) -> Tensor:
         with torch.no_grad():
             each = zip(self.experts, adapted.experts, strict=True)
             outputs = torch.stack([expert.predict(state, x) for expert, state in each])  # [experts, rows, outputs]
-            outputs = _sound(outputs, self._bound(adapted.support))
+            outputs = self._sound(outputs, adapted.support)
         logs, loss = adapted.logits.log_softmax(0), self.network.loss
         if loss == "mse":
             return (logs.exp()[:, None, None] * outputs).sum(0)
@@ -178,9 +187,9 @@ class Fusion(Learner):
         return {f"weights.{number}": weight for number, weight in enumerate(adapted.logits.softmax(0))}
 
 
-def _sound(outputs: Tensor, bound: Tensor | float) -> Tensor:
-    """Outputs of experts, and 0 where one has diverged."""
-    return torch.where(outputs.abs() <= bound, outputs, 0.0)
+def _largest(support: Examples) -> Tensor:
+    """The largest value that an expert is taken to mean, by output [outputs]."""
+    return 10 * support.y.abs().amax(0)
 
 
 class _Average(Learner):

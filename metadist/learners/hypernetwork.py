@@ -6,7 +6,7 @@ no inner loop: a task costs one pass of its support set and one of its query set
 have. With `depth` 2 the generator is emitted by a generator one level up, and so on.
 
 Deviations: the paper's generator sees embeddings of layers alone, and one net is trained with it; here it sees the code
-of a task as well. Scales of normalisations are emitted as 1 and a departure from it.
+of a task as well. Scales of normalisations and of FiLM are emitted as 1 and a departure from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from metadist.errors import UserError
 from metadist.learners.base import Learner, Meta, Network, plain_meta
 from metadist.learners.generator import GENERATOR, GeneratorConfig, WeightGenerator
 from metadist.learners.maml import AdaptedWeights
-from metadist.models import Norm
+from metadist.models import Film, Norm
 from metadist.tasks import Examples
 
 
@@ -46,7 +46,8 @@ class Hypernetwork(Learner):
 
     def __init__(self, config: HypernetworkConfig, network: Network) -> None:
         super().__init__(network, eval_steps=0)
-        self.scales = {f"{name}.weight" for name, part in network.module.named_modules() if isinstance(part, Norm)}
+        parts = network.module.named_modules()
+        self.scales = {f"{name}.weight" for name, part in parts if isinstance(part, Norm | Film)}
         self.generator = WeightGenerator(config, network, ["*"], config.depth)
 
     def init(self, generator: Generator) -> Meta:

@@ -84,7 +84,8 @@ class Maml(Learner):
 
     def adaptation(self, meta: Meta, support: Examples, steps: int) -> Iterator[AdaptedWeights]:
         start = meta.parameters
-        weights = adapting(start, self.config.adapt)
+        # What is frozen may be a part of a task's start, and does not adapt.
+        weights = {n: w for n, w in adapting(start, self.config.adapt).items() if n not in self.network.fixed}
         step = self._remat_step(start, support) if self.remat else self._step(start, support)
         yield AdaptedWeights(start, support)
         for _ in range(steps):

@@ -39,6 +39,8 @@ from metadist.tasks import Examples
 OPTIMIZER = "optimizer."
 #: p of the preprocessing: below e⁻ᵖ a value is its own sign, and no logarithm
 P = 10.0
+#: what a gate may begin at, and what it may leave out of 1
+LEAST = 1e-6
 #: what the ordinary LSTM reads: logarithm and sign of gradient and loss
 INPUTS = 4
 
@@ -61,8 +63,9 @@ class MetaLstmConfig:
 
     def __post_init__(self) -> None:
         for name in ("inner_lr", "keep"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(name, getattr(self, name), "a number between 0 and 1, which a gate can take")
+            if not LEAST <= getattr(self, name) <= 1 - LEAST:
+                expected = f"a number from {LEAST:g} to {1 - LEAST:g}, so that a gate can still move"
+                raise UserError(name, getattr(self, name), expected)
         for name, least in (("hidden", 1), ("inner_steps", 1), ("eval_steps", 0)):
             if getattr(self, name) < least:
                 raise UserError(name, getattr(self, name), f"a whole number of at least {least}")

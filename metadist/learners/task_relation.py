@@ -8,9 +8,9 @@ wᵢ = θ + g_φ(Sᵢ) and both get gradients. An outer step has two phases: fir
     θ'ᵢ = θ − a ∇θ Lᵢ(θ, φ)
     θ ← θ − β ∇θ Σ Lᵢ(θ'ᵢ, φ)
 
-The sums are of query losses, the inner step's is the support loss. α and β are the rates of `optimizer.groups`
-(`match: generator.*`) and of `optimizer` itself. A task is judged after `eval_steps` inner steps; with 0, by what the
-generator gives alone.
+The sums are of query losses, and taken as means over the tasks of a step; the inner step's is the support loss. α and β
+are the rates of `optimizer.groups` (`match: generator.*`) and of `optimizer` itself. A task is judged after
+`eval_steps` inner steps; with 0, by what the generator gives alone.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ these settings, with the sha256 of their tensors, which become parameters that n
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,7 +17,9 @@ import torch
 from torch import Generator, Tensor
 
 from metadist.errors import UserError
+from metadist.learners.adapt import matches
 from metadist.learners.base import Learner, Meta, Network
+from metadist.learners.gradient import Parameters
 from metadist.tasks import Examples
 
 
@@ -62,17 +65,26 @@ class TrainedPart(Learner):
     Args:
         name: of the part.
         learner: the run's.
+        freeze: the run's patterns of parameters that do not adapt.
     """
 
     meta_trains = False
 
-    def __init__(self, name: str, learner: Learner) -> None:
+    def __init__(self, name: str, learner: Learner, freeze: Sequence[str] = ()) -> None:
         super().__init__(learner.network, learner.eval_steps)
         self.prefix, self.learner = f"{name}.", learner
-        self._names = [list(group) for group in learner.init(Generator())]
+        parameters, statistics, frozen, _ = learner.init(Generator())
+        still = [own for own in parameters if matches(own, freeze)]
+        self._still = [*frozen, *still]
+        self._names = [[own for own in parameters if own not in still], list(statistics), self._still]
 
     def networks(self) -> list[Network]:
         return self.learner.networks()
+
+    def with_frozen(self, frozen: Parameters) -> Self:
+        part = copy.copy(self)
+        part.learner = self.learner.with_frozen({name: frozen[self.prefix + name] for name in self._still})
+        return part
 
     def init(self, generator: Generator) -> Meta:
         """Values of the right shapes; those of the run are given to the experiment as its start."""

@@ -7,7 +7,7 @@ from metadist.models.initial import InitName, initial_parameters
 from metadist.models.kinds import MODELS, base_model
 from metadist.models.mlp import Mlp, MlpConfig
 from metadist.models.mnist_net import MnistNet, MnistNetConfig
-from metadist.models.norm import Norm, NormKind, record_statistics
+from metadist.models.norm import Film, Norm, NormKind, record_statistics
 from metadist.models.operations import using_operations
 from metadist.models.own import OwnModelConfig, own_model_config
 from metadist.models.recurrent import Gru, GruConfig, Lstm, LstmConfig
@@ -22,6 +22,7 @@ __all__ = [
     "Conv4",
     "Conv4Config",
     "CosineHead",
+    "Film",
     "Gru",
     "GruConfig",
     "InitName",

@@ -98,6 +98,21 @@ def test_a_distilled_run_is_a_teacher_too(tmp_path: Path, teacher: Path) -> None
     assert second["test"]["beside"]["teacher"]["loss"] == first["loss"]
 
 
+@pytest.mark.parametrize("kind", ["maml", "hybrid"])
+def test_what_a_teacher_has_frozen_does_not_adapt(tmp_path: Path, kind: str) -> None:
+    learner = {"kind": kind, "inner_lr": 0.5, "inner_steps": 2}
+    run(tmp_path, "frozen", learner=learner, freeze=["layers.*"])
+    run(tmp_path, "again", test=True, learner=distilled(str(tmp_path / "frozen")))
+    alone = evaluate_run(str(tmp_path / "frozen"), EvaluationRequest(), Notes(), RunOptions())["test"]
+    judged = evaluate_run(str(tmp_path / "again"), EvaluationRequest(), Notes(), RunOptions())["test"]
+    assert judged["beside"]["teacher"]["loss"] == alone["loss"]
+    told = open_run(str(tmp_path / "again"))[1].learner.teacher.job
+    assert told["freeze"] == ["layers.*"]
+    run(tmp_path, "free", learner=learner)
+    run(tmp_path, "other", learner=distilled(str(tmp_path / "free")))
+    assert "freeze" not in open_run(str(tmp_path / "other"))[1].learner.teacher.job
+
+
 def test_a_start_and_frozen_layers_are_the_students(tmp_path: Path, teacher: Path) -> None:
     run(tmp_path, "alone", learner=STUDENT)
     start = read_start(str(tmp_path / "alone")).tensors
@@ -239,6 +254,7 @@ def test_experts_are_weighed(tmp_path: Path, teacher: Path) -> None:
         ({"inner_steps": -1}, "learner.inner_steps: got -1"),
         ({"folds": 1}, "learner.folds: got 1"),
         ({"uniform": -0.1}, "learner.uniform: got -0.1"),
+        ({"agreement": -1.0}, "learner.agreement: got -1.0"),
     ],
 )
 def test_mistakes_with_experts(tmp_path: Path, teacher: Path, changes: dict[str, Any], message: str) -> None:

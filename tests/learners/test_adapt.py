@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -32,11 +33,12 @@ def test_names_are_chosen_by_pattern(patterns: list[str], chosen: list[str]) -> 
     assert list(adapting({name: torch.zeros(()) for name in NAMES}, patterns)) == chosen
 
 
-def experiment(model: dict[str, Any] | None = None, **learner: Any) -> Experiment:
+def experiment(model: dict[str, Any] | None = None, freeze: Sequence[str] = (), **learner: Any) -> Experiment:
     content = {
         "tasks": {"kind": "linear", "shots": 2, "query": 3, "batch": 5, "chunk": 2},
         "model": {"kind": "mlp", "hidden": [6], "norm": "batch", "film": True} | (model or {}),
         "learner": learner,
+        "freeze": list(freeze),
     }
     return build_experiment(parse_job(content), "run")
 
@@ -65,6 +67,33 @@ def test_only_what_is_named_adapts(kind: str) -> None:
 def test_patterns_that_choose_nothing_are_refused(adapt: list[str], field: str, expected: str) -> None:
     with pytest.raises(UserError, match=rf"^{field}: got .*, expected {expected}"):
         experiment(kind="maml", adapt=adapt)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "task_relation"])
+@pytest.mark.parametrize(
+    ("learner", "freeze", "expected"),
+    [
+        ({"adapt": ["generator.*"]}, [], r"learner\.adapt\.0: got 'generator.*', expected a pattern of"),
+        ({"adapt": ["head.*", "generator.*"]}, [], r"learner\.adapt\.1: got 'generator"),
+        ({"generate": ["head.*", "nek.*"]}, [], r"learner\.generate\.1: got 'nek.*', expected a pattern of"),
+        ({}, ["[!g]*"], r"freeze: got .*, expected patterns that leave some"),
+    ],
+)
+def test_a_generator_does_not_adapt(kind: str, learner: dict, freeze: list[str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        experiment(kind=kind, **learner, freeze=freeze)
+
+
+def test_what_is_frozen_stays_as_the_task_begins_it() -> None:
+    """Of a start that a generator adds to."""
+    made = experiment(kind="hybrid", freeze=["layers.*"])
+    meta, learner = made.initial(), made.learner.with_frozen(made.initial().frozen)
+    task = take(made.distribution.batch("train", 0, [0], made.episode, torch.device("cpu")), 0)
+    before, after = (each.parameters for each in learner.adaptation(meta, task.support, 1))
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert same == {name for name in before if name.startswith("layers.")}
+    assert same
+    assert not torch.equal(before["layers.0.weight"], meta.frozen["layers.0.weight"])
 
 
 def test_a_gate_has_hidden_units() -> None:

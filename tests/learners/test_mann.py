@@ -68,6 +68,7 @@ def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     ("changes", "message"),
     [
         ({"learner": {"kind": "maml"}}, "tasks.shots: got 0, expected at least 1 for learner maml"),
+        ({"model": {"kind": "mlp", "gates": 4}}, "model.gates: got 4, expected null where tasks.shots is 0"),
         ({"model": {"kind": "mlp", "norm": "support"}}, "model.norm: got 'support', expected batch, layer or none"),
         ({"tasks": {"kind": "linear", "shots": 0}}, "tasks.shots: got 0, expected a whole number of at least 1"),
     ],

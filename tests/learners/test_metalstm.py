@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metadist.errors import UserError
 from metadist.learners import MetaLstm, MetaLstmConfig, Network, metalstm, plain_meta
 from metadist.learners.metalstm import preprocessed
 from metadist.models import Mlp, MlpConfig
@@ -130,3 +131,12 @@ def test_what_the_inner_loop_measures_is_a_constant(support: Examples, monkeypat
     slope = sum(float((gradient[name] * way[name]).sum()) for name in way)
     assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(slope, rel=1e-7)
     assert all(bool(value.any()) for name, value in gradient.items())
+
+
+@pytest.mark.parametrize("settings", [{"keep": 1.0}, {"keep": 0.99999999}, {"inner_lr": 0.0}, {"inner_lr": 1e-300}])
+def test_a_gate_that_could_not_move_is_refused(settings: dict[str, float]) -> None:
+    (name,) = settings
+    with pytest.raises(UserError, match=f"^{name}: got .*, expected a number from 1e-06 to 0.999999"):
+        MetaLstmConfig(**settings)
+    begun = make([5], **{name: 1e-6}).init(torch.Generator()).parameters
+    assert begun[f"optimizer.{'keep' if name == 'keep' else 'rate'}.bias"].isfinite().all()

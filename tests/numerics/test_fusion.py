@@ -150,6 +150,26 @@ def test_an_expert_that_diverges_does_not_take_the_mixture_with_it(slope: float)
     assert float(learner.predict(adapted, torch.ones(1, 1, dtype=F64))) == pytest.approx(2.1, rel=1e-3)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_what_is_far_from_zero_may_be_right(loss: Any) -> None:
+    """As a distance of thousands is; a row that is no number says nothing."""
+    config = FusionConfig(experts=["run"] * 2, uniform=0.01)
+    network = Network(Plain("none", 1, 2), "xavier", loss)
+    learner = Fusion(config, [TrainedPart(name, Maml(MamlConfig(eval_steps=0), network)) for name in config.runs])
+    meta = Meta({"logits": torch.zeros(2, dtype=F64)}, {}, {})
+    for number, slope in enumerate((1.0, math.nan)):
+        weight = torch.tensor([[-3e4], [3e4]], dtype=F64) * slope
+        values = {"weight": weight, "bias": torch.full((2,), -1.0, dtype=F64)}
+        meta.frozen.update({f"experts.{number}.head.{name}": value for name, value in values.items()})
+    x = torch.tensor([[-1.0], [1.0]], dtype=F64)
+    support = Examples(x.repeat(3, 1), torch.tensor([0, 1]).repeat(3), 2)
+    adapted = learner.adapt(meta, support)
+    assert adapted.logits.softmax(0)[0] > 0.95
+    outputs = learner.predict(adapted, x)
+    assert outputs.isfinite().all()
+    assert outputs.argmax(1).tolist() == [0, 1]
+
+
 def test_one_example_leaves_the_weights_that_were_learned() -> None:
     learner, meta = lines(1.0, 4.0, eval_steps=3)
     states = list(learner.adaptation(meta, points(2.0, 1), 3))

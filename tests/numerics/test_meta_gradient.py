@@ -18,6 +18,7 @@ from metadist.learners import (
     AnilConfig,
     BoilConfig,
     CaviaConfig,
+    HypernetworkConfig,
     ImamlConfig,
     InContextConfig,
     MamlPlusPlusConfig,
@@ -29,8 +30,10 @@ from metadist.learners import (
     RelationConfig,
     ReptileConfig,
 )
+from metadist.learners.generator import GeneratorConfig
 from metadist.outer import compute_meta_gradient
 from metadist.tasks import Task, take
+from tests.numerics.conftest import LEARNERS as CONFIGS
 
 LEARNERS = ["maml-1", "maml-3", "fomaml-3", "maml-0", "reptile-sgd-batches", "reptile-adam-batches"]
 LEARNERS += ["reptile-adam-full", "protonet", "anil-3", "foanil-2", "boil-2", "foboil-2", "metasgd-1", "metasgd-2"]
@@ -43,10 +46,20 @@ LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 LEARNERS += ["maml-2-film", "fomaml-2-film", "metasgd-2-film", "reptile-film"]
 LEARNERS += ["maml-2-gates", "anil-2-gates", "protonet-gates"]
 LEARNERS += ["incontext", "incontext-dot", "incontext-gates", "mann"]
+LEARNERS += [
+    "hypernetwork",
+    "hypernetwork-film",
+    "hypernetwork-depth-2",
+    "hybrid-2",
+    "fohybrid-2",
+    "task-relation-0",
+    "task-relation-2",
+]
 #: those whose meta-gradient is the derivative of a loss, with no term left out
 SLOPES = ["maml-1", "maml-3", "maml-3-remat", "anil-3", "boil-2", "metasgd-2", "mamlpp-3", "cavia-2"]
 SLOPES += ["protonet", "matching-scaled", "relation", "maml-2-film", "maml-2-gates"]
 SLOPES += ["incontext-dot", "incontext-gates", "mann"]
+SLOPES += ["hypernetwork", "hypernetwork-depth-2", "hybrid-2", "task-relation-0", "task-relation-2"]
 NORMS = ["batch", "support", "layer", "none"]
 KINDS = ["conv", "mlp"]
 TRANSFORMS = ["scale", "shift"]
@@ -277,6 +290,65 @@ def read_in_sequence(config: MannConfig, theta: Weights, support: Tensor, y: Ten
     return seen @ theta["head.weight"].T + theta["head.bias"]
 
 
+def generated(net: Net, config: GeneratorConfig, theta: Weights, support: Tensor, y: Tensor) -> Weights:
+    """Weights that a generator emits, one block after the other and one class after the other."""
+    own = {name.removeprefix("generator."): value for name, value in theta.items() if name.startswith("generator.")}
+    trunk = {name.removeprefix("trunk."): value for name, value in own.items() if name.startswith("trunk.")}
+    seen, outputs = net(trunk, support, support), y.shape[1] if y.dim() == 2 else 3
+    shapes = {"head.weight": torch.Size([outputs, seen.shape[1]]), "head.bias": torch.Size([outputs])}
+    shapes |= {name: value.shape for name, value in trunk.items()}
+    if getattr(config, "generate", ["*"]) == ["head.*"]:
+        shapes = {name: shape for name, shape in shapes.items() if name.startswith("head.")}
+
+    def linear(name: str, x: Tensor, of: Weights = own) -> Tensor:
+        return of[f"{name}.weight"] @ x + of[f"{name}.bias"]
+
+    def emitted(levels: Weights, code: Tensor, blocks: Tensor) -> Tensor:
+        each = (torch.cat([code, block * (3 * config.embedding) ** 0.5]) for block in blocks)
+        return torch.cat([3 * linear("out", linear("hidden", one, levels).tanh(), levels) for one in each])
+
+    def cut(values: Tensor, shapes: dict[str, torch.Size]) -> Weights:
+        parts = {}
+        for name, shape in shapes.items():
+            size = 0.1 if len(shape) == 1 else (shape[0] / shape.numel()) ** 0.5
+            parts[name], values = size * values[: shape.numel()].reshape(shape), values[shape.numel() :]
+        return parts
+
+    def count(shapes: dict[str, torch.Size]) -> int:
+        return -(-sum(shape.numel() for shape in shapes.values()) // config.block)
+
+    if y.dim() == 2:
+        rows = [linear("encoder.rows", torch.cat([one, target])).relu() for one, target in zip(seen, y, strict=True)]
+        classes = []
+    else:
+        means = [sum(one for one, c in zip(seen, y, strict=True) if c == k) / (y == k).sum() for k in range(3)]
+        classes = [linear("encoder.rows", mean) for mean in means]
+        rows = [code.relu() for code in classes]
+    task = linear("encoder.task", sum(rows) / len(rows))
+    top = {name: own[name] for name in ("hidden.weight", "hidden.bias", "out.weight", "out.bias")}
+    for level in reversed(range(1, getattr(config, "depth", 1))):
+        top = cut(emitted(top, task, own[f"blocks.{level}"]), {name: value.shape for name, value in top.items()})
+    of_task = {name: shape for name, shape in shapes.items() if not classes or not name.startswith("head.")}
+    blocks = own["blocks.0"]
+    weights = cut(emitted(top, task, blocks[: count(of_task)]), of_task) if of_task else {}
+    if classes:
+        wide = seen.shape[1]
+        each = [emitted(top, code, blocks[count(of_task) :]) for code in classes]
+        weights["head.weight"] = torch.stack([one[:wide] for one in each]) / wide**0.5
+        weights["head.bias"] = torch.stack([one[wide] for one in each]) * 0.1
+    return weights
+
+
+def start_of_task(net: Net, config: GeneratorConfig, theta: Weights, support: Tensor, y: Tensor) -> Weights:
+    """What a task begins with: emitted weights, or θ and a tenth of them."""
+    added = generated(net, config, theta, support, y)
+    if isinstance(config, HypernetworkConfig):
+        scales = [f"norms.{layer}.{part}weight" for layer in range(2) for part in ("", "film.")]
+        return {name: value + float(name in scales) for name, value in added.items()}
+    own = {name: value for name, value in theta.items() if not name.startswith("generator.")}
+    return own | {name: own[name] + 0.1 * value for name, value in added.items()}
+
+
 def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
     """The outer loss of one task, as a differentiable function of `theta`."""
     (x, y, _), (query_x, query_y, _) = task
@@ -302,6 +374,13 @@ def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
         return cost(net(theta | {"context": context}, x, query_x), query_y)
     if isinstance(config, MetaLstmConfig):
         return cost(net(lstm_weights(net, config, theta, task), x, query_x), query_y)
+    if isinstance(config, GeneratorConfig):
+        w = start_of_task(net, config, theta, x, y)
+        for _ in range(getattr(config, "inner_steps", 0)):
+            at = leaves(w) if config.first_order else w
+            step = grad(cost(net(at, x, x), y), at, graph=not config.first_order)
+            w = {name: value - config.inner_lr * step[name] for name, value in w.items()}
+        return cost(net(w, x, query_x), query_y)
     w = {name: value for name, value in theta.items() if not name.startswith("step_sizes.")}
     for _ in range(config.inner_steps):
         step = grad(cost(net(w, x, x), y), w, graph=True)
@@ -414,7 +493,7 @@ def reference(net: Net, config: Any, theta: Weights, task: Task) -> tuple[Weight
         return gradient, float(cost(net(phi, x, query_x), query_y))
     if isinstance(config, ImamlConfig):
         return implicit_gradient(net, config, pulled_weights(net, config, theta, task), task)
-    if getattr(config, "first_order", False) and not isinstance(config, CaviaConfig):
+    if getattr(config, "first_order", False) and not isinstance(config, CaviaConfig | GeneratorConfig):
         w = theta
         for _ in range(config.inner_steps):
             step = grad(cost(net(w, x, x), y), w)
@@ -446,7 +525,7 @@ def relative_error(found: Weights, expected: Weights) -> float:
 )
 def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strategy: str) -> None:
     learner, meta, batch = setting(name, kind, norm)
-    config = getattr(learner, "config", ProtoNetConfig())
+    config = CONFIGS[name]
     count = batch.query.x.shape[0]
     each = [reference(Net(kind, norm), config, meta.parameters, take(batch, index)) for index in range(count)]
     expected = {n: sum(gradient[n] for gradient, _ in each) for n in meta.parameters}
@@ -463,7 +542,7 @@ def test_is_the_papers(setting: Callable, name: str, kind: str, norm: str, strat
 def test_is_the_slope_of_the_outer_loss(setting: Callable, name: str, kind: str, norm: str) -> None:
     """Central differences of the loss along random directions; no derivative is taken of the outer loss."""
     learner, meta, batch = setting(name, kind, norm)
-    config, net = getattr(learner, "config", ProtoNetConfig()), Net(kind, norm)
+    config, net = CONFIGS[name], Net(kind, norm)
     gradient = flat(compute_meta_gradient(learner, meta, batch, "vectorized").gradient)
     generator = torch.Generator().manual_seed(2)
 

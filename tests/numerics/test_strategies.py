@@ -152,6 +152,11 @@ def test_accepts_foreign_models_that_are_right(setting: Callable, inner: Callabl
         "fusion-agreement",
         "incontext",
         "mann",
+        "hypernetwork-depth-2",
+        "hybrid-2",
+        "fohybrid-2",
+        "task-relation-0",
+        "task-relation-2",
     ],
 )
 @pytest.mark.parametrize("pool", [False, True])
@@ -182,6 +187,11 @@ def test_accepts_our_own(setting: Callable, name: str, norm: str, pool: bool) ->
         ("fusion-3", "batch", False),
         ("incontext", "batch", True),
         ("mann", "batch", True),
+        ("hypernetwork-depth-2", "batch", True),
+        ("hybrid-2", "batch", True),
+        ("fohybrid-2", "support", False),
+        ("task-relation-0", "batch", True),
+        ("task-relation-2", "layer", True),
     ],
 )
 def test_what_is_captured_is_the_same(setting: Callable, name: str, norm: str, pool: bool) -> None:

@@ -25,17 +25,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "distill": {"teacher": RUN, "student": {"kind": "maml", "inner_lr": 0.1}},
     "fusion": {"experts": [RUN, RUN], "folds": 2},
 }
-TRAINED = [kind for kind, learner in LEARNERS.items() if learner.meta_trains]
+TASKS = {"kind": "linear", "shots": 2, "query": 3, "batch": 5, "chunk": 2}
+DIGITS = {"source": "sklearn:digits", "size": 8, "split": {"train": 4, "valid": 3, "test": 3}}
+SEQUENCES = {"kind": "images", "ways": 2, "shots": 0, "query": 3, "batch": 5, "chunk": 2}
+#: jobs of a learner that are like no other's, by name: its kind and what is different
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mann-sequence": ("mann", {"data": DIGITS, "tasks": SEQUENCES, "model": MODEL | {"norm": "batch"}}),
+    "maml-share": ("maml", {"server": {"share": ["*", "!head.*"]}}),
+}
+META_TRAINED = [kind for kind, learner in LEARNERS.items() if learner.meta_trains]
+TRAINED = [*META_TRAINED, *VARIANTS]
+
+
+def content(kind: str) -> dict[str, Any]:
+    """A job of a learner, or of one of the variants."""
+    kind, different = VARIANTS.get(kind, (kind, {}))
+    learner = {"kind": kind} | SETTINGS.get(kind, {})
+    return {"steps": 6 if kind in META_TRAINED else 0, "tasks": TASKS, "model": MODEL, "learner": learner} | different
 
 
 def experiment(kind: str, **changes: Any) -> Experiment:
-    content = {
-        "steps": 6 if kind in TRAINED else 0,
-        "tasks": {"kind": "linear", "shots": 2, "query": 3, "batch": 5, "chunk": 2},
-        "model": MODEL,
-        "learner": {"kind": kind} | SETTINGS.get(kind, {}),
-    }
-    return build_experiment(parse_job(content | changes), "run")
+    return build_experiment(parse_job(content(kind) | changes), "run")
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -63,7 +73,7 @@ def assert_resumes(make_run: Callable[..., Any], build: Callable[..., Experiment
     assert make_run(build(seed=1)).go().params_sha256 != expected.params_sha256
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
+@pytest.mark.parametrize("kind", [*LEARNERS, *VARIANTS])
 def test_vectorised_is_what_runs(kind: str) -> None:
     """No learner falls back to the plain loop with a model of ours."""
     made = experiment(kind)
@@ -81,7 +91,7 @@ QUICK = {
 
 
 # Parts that have learned nothing teach nothing: see tests/distributed/test_trained_parts.py.
-@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind not in SETTINGS])
+@pytest.mark.parametrize("kind", [kind for kind in META_TRAINED if kind not in SETTINGS])
 def test_it_learns(make_run: Callable[..., Any], kind: str) -> None:
     """After a second its query loss on other tasks of its classes is lower than at its start."""
     made = experiment(

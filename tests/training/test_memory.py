@@ -14,7 +14,7 @@ from metadist.bench.line import new_dispatcher, start_line
 from metadist.learners import Maml
 from metadist.outer import Experiment, Strategy, choose_strategy
 from metadist.training.inprocess import InProcessPool, InProcessServer
-from tests.training.test_every_learner import TRAINED, experiment
+from tests.training.test_every_learner import TRAINED, content, experiment
 
 CPU = torch.device("cpu")
 ARENA = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -64,7 +64,7 @@ def growth(made: Experiment, strategy: Strategy) -> tuple[int, int]:
 
 
 def small(kind: str) -> Experiment:
-    tasks = {"kind": "linear", "shots": 2, "query": 2, "batch": 2, "chunk": 2}
+    tasks = content(kind)["tasks"] | {"query": 2, "batch": 2, "chunk": 2}
     steps = 2 * (WARM + STEPS)  # more than are taken: versions after a run's last step would be averaged
     return experiment(kind, steps=steps, tasks=tasks)
 

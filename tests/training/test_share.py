@@ -37,7 +37,7 @@ def test_a_head_of_the_tasks_own_begins_the_same_in_every_task(make_run: Callabl
     assert not OWN & run.end().optimizer.keys()
 
 
-@pytest.mark.parametrize("kind", ["maml", "reptile"])
+@pytest.mark.parametrize("kind", ["hybrid", "reptile"])
 def test_stopped_and_resumed_is_uninterrupted(make_run: Callable[..., Any], kind: str) -> None:
     def build(**changes: Any) -> Experiment:
         return experiment(kind, server=SHARE, **changes)
