@@ -46,15 +46,8 @@ LEARNERS += ["maml-3-remat", "fomaml-3-remat", "anil-3-remat", "boil-2-remat"]
 LEARNERS += ["maml-2-film", "fomaml-2-film", "metasgd-2-film", "reptile-film"]
 LEARNERS += ["maml-2-gates", "anil-2-gates", "protonet-gates"]
 LEARNERS += ["incontext", "incontext-dot", "incontext-gates", "mann"]
-LEARNERS += [
-    "hypernetwork",
-    "hypernetwork-film",
-    "hypernetwork-depth-2",
-    "hybrid-2",
-    "fohybrid-2",
-    "task-relation-0",
-    "task-relation-2",
-]
+LEARNERS += ["hypernetwork", "hypernetwork-film", "hypernetwork-depth-2"]
+LEARNERS += ["hybrid-2", "fohybrid-2", "task-relation-0", "task-relation-2"]
 #: those whose meta-gradient is the derivative of a loss, with no term left out
 SLOPES = ["maml-1", "maml-3", "maml-3-remat", "anil-3", "boil-2", "metasgd-2", "mamlpp-3", "cavia-2"]
 SLOPES += ["protonet", "matching-scaled", "relation", "maml-2-film", "maml-2-gates"]
@@ -376,14 +369,12 @@ def query_loss(net: Net, config: Any, theta: Weights, task: Task) -> Tensor:
         return cost(net(lstm_weights(net, config, theta, task), x, query_x), query_y)
     if isinstance(config, GeneratorConfig):
         w = start_of_task(net, config, theta, x, y)
-        for _ in range(getattr(config, "inner_steps", 0)):
-            at = leaves(w) if config.first_order else w
-            step = grad(cost(net(at, x, x), y), at, graph=not config.first_order)
-            w = {name: value - config.inner_lr * step[name] for name, value in w.items()}
-        return cost(net(w, x, query_x), query_y)
-    w = {name: value for name, value in theta.items() if not name.startswith("step_sizes.")}
-    for _ in range(config.inner_steps):
-        step = grad(cost(net(w, x, x), y), w, graph=True)
+    else:
+        w = {name: value for name, value in theta.items() if not name.startswith("step_sizes.")}
+    first_order = getattr(config, "first_order", False)
+    for _ in range(getattr(config, "inner_steps", 0)):
+        at = leaves(w) if first_order else w
+        step = grad(cost(net(at, x, x), y), at, graph=not first_order)
         w = {name: value - step_size(config, theta, name) * step[name] for name, value in w.items()}
     return cost(net(w, x, query_x), query_y)
 
